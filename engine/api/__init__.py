@@ -1,0 +1,1 @@
+"""The HTTP API for apps and for people: routes, authentication and refusals; it decides nothing about runs."""

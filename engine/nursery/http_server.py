@@ -1,0 +1,39 @@
+"""The HTTP server: Hypercorn's Trio worker around one ASGI app, stopped gracefully by an event."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hypercorn.trio
+import trio
+from hypercorn.config import Config
+
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+async def serve_http(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    closing: trio.Event,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `closing` is set and the requests under way have been answered; reports the bound addresses."""
+    config = Config()
+    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.graceful_timeout = 5.0
+    config.keep_alive_timeout = 75.0
+    config.accesslog = None
+    config.errorlog = None
+    config.backlog = 1024
+    config.h11_max_incomplete_size = 64 * 1024
+    config.include_server_header = False
+    await hypercorn.trio.serve(
+        app,
+        config,
+        shutdown_trigger=closing.wait,
+        task_status=task_status,
+        mode="asgi",
+    )

@@ -1,0 +1,198 @@
+"""The way into Postgres: one asyncio loop inside Trio, one pool, and whole transactions as single crossings between the two.
+
+A store function is an asyncio coroutine `work(connection, …)`. `Database.transact` crosses from Trio once, begins, runs it, commits.
+Crossing per transaction instead of per query is what makes a transaction of eight statements affordable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import asyncpg
+import trio
+import trio_asyncio
+
+from engine.store.crash_points import crash_point
+from engine.store.sql import Connection
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# No statement of ours takes seconds; one that does is stuck, and gives its connection back.
+STATEMENT_SECONDS_MAX = 20.0
+
+
+class DatabaseUnavailable(Exception):
+    """The database can not be reached or is going down. Try again; nothing is known to have been written."""
+
+    code = "database_unavailable"
+
+
+class CommitUnknown(DatabaseUnavailable):
+    """The connection was lost while committing: it may or may not have happened. Repeat with the same ids."""
+
+    code = "commit_unknown"
+
+
+class TransactionConflict(Exception):
+    """A deadlock or serialization failure ended the transaction. Nothing was written; repeat it."""
+
+    code = "transaction_conflict"
+
+
+class Database:
+    """A pool of connections. Made by `open_database`."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    async def transact(
+        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `work` in one transaction and commit it."""
+
+        async def run() -> T:
+            is_committing = False
+            try:
+                async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
+                    transaction = raw.transaction()
+                    await transaction.start()
+                    try:
+                        result = await work(Connection(raw), *args, **kwargs)
+                    except BaseException:
+                        await _roll_back(raw, transaction)
+                        raise
+                    is_committing = True
+                    crash_point("before_commit")
+                    await transaction.commit()
+                    crash_point("after_commit")
+                    return result
+            except _LOST as error:
+                kind = CommitUnknown if is_committing else DatabaseUnavailable
+                raise kind(str(error) or type(error).__name__) from error
+            except _CONFLICT as error:
+                raise TransactionConflict(str(error)) from error
+
+        result: T = await trio_asyncio.aio_as_trio(run)()
+        return result
+
+    async def read(
+        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `work`, which only reads, without a transaction around it: a look that finds nothing costs one round trip."""
+
+        async def run() -> T:
+            try:
+                async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
+                    return await work(Connection(raw), *args, **kwargs)
+            except _LOST as error:
+                raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+
+        result: T = await trio_asyncio.aio_as_trio(run)()
+        return result
+
+    async def is_reachable(self) -> bool:
+        """Whether the database answers now."""
+
+        async def ask() -> None:
+            async with self._pool.acquire(timeout=2) as raw:
+                await raw.fetchval("SELECT 1", timeout=2)
+
+        try:
+            await trio_asyncio.aio_as_trio(ask)()
+        except (*_LOST, asyncpg.PostgresError):
+            return False
+        return True
+
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Hear notifications on `channel` until cancelled or the connection is lost (then DatabaseUnavailable)."""
+
+        async def hear() -> None:
+            async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
+                lost = asyncio.Event()
+                raw.add_termination_listener(lambda _: lost.set())
+                await raw.add_listener(channel, lambda _c, _pid, _channel, payload: heard(payload))
+                try:
+                    await lost.wait()
+                finally:
+                    if not raw.is_closed():
+                        await raw.reset()
+            raise ConnectionError("the listening connection was lost")
+
+        try:
+            await trio_asyncio.aio_as_trio(hear)()
+        except _LOST as error:
+            raise DatabaseUnavailable(str(error)) from error
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Send one notification, outside any other transaction: inside one it would serialize all commits."""
+
+        async def send() -> None:
+            async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
+                await raw.execute("SELECT pg_notify($1, $2)", channel, payload)
+
+        try:
+            await trio_asyncio.aio_as_trio(send)()
+        except (*_LOST, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(str(error)) from error
+
+
+async def _roll_back(raw: Any, transaction: Any) -> None:
+    """Roll back, also when the work was cancelled: shielded, since a connection in mid-transaction must not return to the pool."""
+    if raw.is_closed():
+        return
+    try:
+        await asyncio.shield(asyncio.wait_for(transaction.rollback(), 5))
+    except Exception:
+        raw.terminate()
+
+
+_LOST = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.QueryCanceledError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InternalClientError,
+)
+_CONFLICT = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
+
+@asynccontextmanager
+async def open_database(dsn: str, *, connections_max: int = 10) -> AsyncIterator[Database]:
+    """Open the asyncio loop and the pool; close both at the end. Waits until the database answers."""
+    async with trio_asyncio.open_loop():
+
+        async def create() -> Any:
+            return await asyncpg.create_pool(
+                dsn=dsn,
+                min_size=2,
+                max_size=connections_max,
+                command_timeout=STATEMENT_SECONDS_MAX + 5,
+                max_inactive_connection_lifetime=300,
+                server_settings={
+                    "application_name": "durable",
+                    "statement_timeout": str(int(STATEMENT_SECONDS_MAX * 1000)),
+                    "idle_in_transaction_session_timeout": "30000",
+                    "timezone": "UTC",
+                },
+            )
+
+        try:
+            pool = await trio_asyncio.aio_as_trio(create)()
+        except (*_LOST, asyncpg.PostgresError) as error:
+            raise DatabaseUnavailable(str(error) or type(error).__name__) from error
+        try:
+            yield Database(pool)
+        finally:
+            # A query that still runs here belongs to nobody any more.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                pool.terminate()

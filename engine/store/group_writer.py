@@ -1,0 +1,133 @@
+"""One writer for one kind of write: tasks hand it a row and wait, it writes all that is there in one transaction, and repeats.
+
+It never waits for a group to fill: an idle system writes at once. A group that fails is halved until the bad row is alone, so one row
+never fails its neighbours; a lost database is waited for, and a commit that may have happened is repeated with the same ids.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, NoReturn, TypeVar
+
+import structlog
+import trio
+
+from engine.store.database import CommitUnknown, DatabaseUnavailable, TransactionConflict
+
+Row = TypeVar("Row")
+Answer = TypeVar("Answer")
+
+log = structlog.get_logger(__name__)
+
+ROWS_PER_GROUP_MAX = 256
+
+
+class Requeue:
+    """The answer for a row whose run another transaction holds: it goes into the next group."""
+
+
+REQUEUE = Requeue()
+
+
+class WriterOverloaded(Exception):
+    """More rows wait than may. Send again later (429)."""
+
+    code = "overloaded"
+
+
+class _Entry(Generic[Row, Answer]):
+    __slots__ = ("answer", "done", "error", "is_repeated", "row")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.done = trio.Event()
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+        self.is_repeated = False
+
+
+class GroupWriter(Generic[Row, Answer]):
+    """`flush(rows, is_repeated)` writes rows in one transaction and gives one answer each, or `REQUEUE`."""
+
+    def __init__(
+        self,
+        name: str,
+        flush: Callable[[Sequence[Row], bool], Awaitable[Sequence[Answer | Requeue]]],
+        *,
+        rows_waiting_max: int = 20_000,
+    ) -> None:
+        self.name = name
+        self._flush = flush
+        self._rows_waiting_max = rows_waiting_max
+        self._queue: deque[_Entry[Row, Answer]] = deque()
+        self._filled = trio.Event()
+
+    async def submit(self, row: Row) -> Answer:
+        """Write `row`; its answer once it is committed."""
+        return (await self.submit_all([row]))[0]
+
+    async def submit_all(self, rows: Sequence[Row]) -> list[Answer]:
+        """Write rows, not necessarily in one transaction; their answers. Cancelling stops waiting, not the write."""
+        if len(self._queue) + len(rows) > self._rows_waiting_max:
+            raise WriterOverloaded(f"{len(self._queue):,} rows wait to be written")
+        entries = [_Entry[Row, Answer](row) for row in rows]
+        self._queue.extend(entries)
+        self._filled.set()
+        for entry in entries:
+            await entry.done.wait()
+        for entry in entries:
+            if entry.error is not None:
+                raise entry.error
+        return [entry.answer for entry in entries]  # type: ignore[misc]
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Write groups until cancelled."""
+        task_status.started()
+        while True:
+            if not self._queue:
+                self._filled = trio.Event()
+                await self._filled.wait()
+            group = [self._queue.popleft() for _ in range(min(len(self._queue), ROWS_PER_GROUP_MAX))]
+            await self._write(group)
+
+    async def _write(self, group: list[_Entry[Row, Answer]]) -> None:
+        pause_seconds = 0.02
+        while True:
+            is_repeated = any(entry.is_repeated for entry in group)
+            try:
+                answers = await self._flush([entry.row for entry in group], is_repeated)
+            except (DatabaseUnavailable, TransactionConflict) as error:
+                log.warning("write_repeated", writer=self.name, rows=len(group), error=str(error))
+                if isinstance(error, CommitUnknown):
+                    for entry in group:
+                        entry.is_repeated = True
+                await trio.sleep(pause_seconds)
+                pause_seconds = min(pause_seconds * 2, 1.0)
+                continue
+            except Exception as error:
+                if len(group) == 1:
+                    log.error("row_refused", writer=self.name, error=repr(error), exc_info=error)
+                    group[0].error = error
+                    group[0].done.set()
+                    return
+                middle = len(group) // 2
+                await self._write(group[:middle])
+                await self._write(group[middle:])
+                return
+            if self._answer(group, answers) == 0:
+                # All their runs are locked elsewhere; a moment, or this would spin.
+                await trio.sleep(0.002)
+            return
+
+    def _answer(self, group: list[_Entry[Row, Answer]], answers: Sequence[Answer | Requeue]) -> int:
+        """Answer what was written, put the rest in front of the queue; how many were answered."""
+        again: list[_Entry[Row, Answer]] = []
+        for entry, answer in zip(group, answers, strict=True):
+            if isinstance(answer, Requeue):
+                again.append(entry)
+            else:
+                entry.answer = answer
+                entry.done.set()
+        self._queue.extendleft(reversed(again))
+        return len(group) - len(again)

@@ -1,0 +1,92 @@
+"""Where calls to apps may connect: a host is resolved once, every address is checked, and the checked address is connected to.
+
+Link-local and metadata addresses are always refused; loopback and private ones unless they are allowed (in dev, or by an operator's
+networks). A name that resolves differently a moment later gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import httpcore
+import trio
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class TargetRefused(Exception):
+    """The app's URL leads where this engine may not connect. Change the URL, or allow the network with DURABLE_ALLOWED_NETWORKS."""
+
+    code = "target_refused"
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects only to allowed addresses."""
+
+    def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = ()) -> None:
+        self._inner = httpcore.TrioBackend()
+        self._allow_local = allow_local
+        self._networks: list[IPNetwork] = [ipaddress.ip_network(text) for text in allowed_networks]
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 (the library's own signature)
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(f"the host name does not resolve: {error}") from error
+        addresses = [str(entry[4][0]) for entry in found]
+        for address in addresses:
+            if (reason := self.refusal(address)) is not None:
+                raise TargetRefused(f"{host} is {reason}")
+        last_error: Exception | None = None
+        for address in dict.fromkeys(addresses):
+            try:
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                last_error = error
+        raise last_error or httpcore.ConnectError("no address")
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109 (the library's own signature)
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        raise TargetRefused("a Unix socket, which apps are not called on")
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    def refusal(self, text: str) -> str | None:
+        """Why this address may not be connected to; None when it may."""
+        address = _unwrapped(ipaddress.ip_address(text.partition("%")[0]))
+        if address.is_link_local or address.is_multicast or address.is_unspecified:
+            return "a link-local, multicast or unspecified address, which is never called"
+        if any(address.version == network.version and address in network for network in self._networks):
+            return None
+        if not address.is_global and not self._allow_local:
+            return "a private or loopback address; name its network in DURABLE_ALLOWED_NETWORKS to allow it"
+        return None
+
+
+def _unwrapped(address: IPAddress) -> IPAddress:
+    """The IPv4 address inside of a mapped, 6to4 or NAT64 one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is not None:
+            return inner
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address

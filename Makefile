@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. `make` alone lists the targets.
 
-PYTHON := .venv/bin/python
+VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench pins clean
@@ -12,20 +12,20 @@ setup: ## make .venv with everything in it (nothing to do when it is up to date)
 	@.ci/setup
 
 demo: setup ## run the onboarding example end to end (ONCE=1: one round, then end)
-	@$(PYTHON) -m examples.onboarding.demo $(if $(filter 1 yes true,$(ONCE)),--once)
+	@$(VENV_PYTHON) -m examples.onboarding.demo $(if $(filter 1 yes true,$(ONCE)),--once)
 
 test: setup ## run all tests (ARGS="-k words" goes to pytest)
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(VENV_PYTHON) -m pytest $(ARGS)
 
 check: setup ## format, lint, types and layers, in seconds
 	@.ci/check
 
 format: setup ## format the code and mend what the linter can mend
-	@$(PYTHON) -m ruff check --quiet --fix --exit-zero .
-	@$(PYTHON) -m ruff format .
+	@$(VENV_PYTHON) -m ruff check --quiet --fix --exit-zero .
+	@$(VENV_PYTHON) -m ruff format .
 
 bench: setup ## measure (ONLY=name: one benchmark; JSON=path: write the numbers there)
-	@$(PYTHON) -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))
+	@$(VENV_PYTHON) -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))
 
 pins: ## take the newest versions of all packages and write them to constraints.txt
 	@.ci/pin

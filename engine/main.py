@@ -12,15 +12,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import trio
 
 from engine import __version__
 from engine.api.server import create_api
-from engine.api.services import Services
+from engine.api.services import EngineInfo, Services
 from engine.core.ids import uuid7
 from engine.logs import configure_logs
 from engine.nursery.context import EngineContext, Limits
@@ -35,7 +36,8 @@ from engine.store.engines import forget_engine, register_engine
 from engine.store.hints import Hints
 from engine.store.keyring import Keyring
 from engine.store.migrate import migrate
-from engine.store.sealing import read_sealer
+from engine.store.postgres_home import durable_home
+from engine.store.sealing import Sealer, open_sealer
 from engine.transport.app_client import AppClient
 from protocol.manifest import Workspace
 from protocol.signing import Key
@@ -100,7 +102,7 @@ async def _serve(settings: Settings, database: Database, say: Callable[[str], No
     engine_id: UUID = uuid7(int(time.time() * 1000), os.urandom(10))
     name = f"{socket.gethostname()}:{os.getpid()}"
     hints = Hints()
-    sealer = read_sealer(embedded=settings.database_url is None)
+    sealer = open_sealer(os.environ, home=durable_home() if settings.database_url is None else None)
     is_dev = settings.mode == "dev"
     async with AppClient(allow_local=is_dev, allowed_networks=settings.allowed_networks) as apps:
         engine = EngineContext(
@@ -132,7 +134,7 @@ async def _serve(settings: Settings, database: Database, say: Callable[[str], No
             await database.transact(forget_engine, engine_id)
 
 
-def _services(settings: Settings, engine: EngineContext, sealer: Any, root: trio.lowlevel.Task) -> Services:
+def _services(settings: Settings, engine: EngineContext, sealer: Sealer, root: trio.lowlevel.Task) -> Services:
     async def is_ready() -> tuple[bool, str]:
         if engine.draining.is_set():
             return False, "draining"
@@ -152,9 +154,7 @@ def _services(settings: Settings, engine: EngineContext, sealer: Any, root: trio
         is_ready=is_ready,
         task_tree=lambda: task_tree(root),
         on_checkpoint=engine.inflight.news,
-        engine_id=str(engine.engine_id),
-        engine_name=engine.name,
-        version=__version__,
+        engine=EngineInfo(engine.engine_id, engine.name, __version__, datetime.now(UTC)),
     )
 
 

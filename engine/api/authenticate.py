@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -192,7 +192,7 @@ class Authenticator:
         return ApiRefused(code, "The token is missing, unknown or revoked.", "Send `authorization: Bearer …` with a live one.")
 
 
-def single_headers(scope_headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def single_headers(scope_headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The headers that credentials are read from. One that comes twice could mean two things, so it means none."""
     found: dict[bytes, bytes] = {}
     repeated: set[bytes] = set()

@@ -20,7 +20,7 @@ from engine.api.wait_result import wait_result
 from engine.store.append_events import NewEvent
 from engine.store.audit import audit
 from engine.store.audit_entries import AuditEntry, append_audit_entry, with_audit_entry
-from engine.store.cancel_run import cancel_run
+from engine.store.cancel_run import CancelResult, cancel_run
 from engine.store.event_keys import create_event_key, list_event_keys, revoke_event_key
 from engine.store.list_apps import list_apps
 from engine.store.list_events import list_events
@@ -91,7 +91,7 @@ async def runs(services: Services, asked: PeopleRequest) -> Any:
         raise _bad_parameter("function", problem)
     if (event := query.get("event")) is not None and (problem := names.event_name_problem(event)):
         raise _bad_parameter("event", problem)
-    run_filter = RunFilter(status, function, event)  # type: ignore[arg-type]  # one of STATUSES
+    run_filter = RunFilter(status, function, event)
     return await services.transact(
         list_runs, workspace_id, run_filter, query.get("cursor"), runs_max=_limit(query.get("limit"))
     )
@@ -166,7 +166,7 @@ async def cancel(services: Services, asked: PeopleRequest) -> Any:
     run_id = _run_id(asked.path["run_id"])
     await asked.authenticator.authorize_change(asked.person, workspace)
     entry = AuditEntry(asked.person.actor, "run.cancel", str(run_id), workspace_id)
-    cancelled = await services.transact(with_audit_entry, entry, cancel_run, workspace_id, run_id)
+    cancelled = await services.transact(with_audit_entry, entry, _is_cancelled, cancel_run, workspace_id, run_id)
     if cancelled.status == "not_found":
         raise _no_run(asked.path["run_id"])
     if cancelled.status == "already_ended" and cancelled.ended_status != "cancelled":
@@ -241,12 +241,12 @@ async def create_key(services: Services, asked: PeopleRequest) -> Any:
     entry = AuditEntry(asked.person.actor, "key.create", message.kind, workspace_id)
     if message.kind == "signing":
         key_id, text = await services.transact(
-            with_audit_entry, entry, create_signing_key, services.sealer, workspace_id
+            with_audit_entry, entry, _is_made, create_signing_key, services.sealer, workspace_id
         )
         services.keys.forget(workspace.app, workspace.env)
         return {"kind": "signing", "key_id": str(key_id), "key": text}
     event_key_id, text = await services.transact(
-        with_audit_entry, entry, create_event_key, workspace_id, message.label
+        with_audit_entry, entry, _is_made, create_event_key, workspace_id, message.label
     )
     return {"kind": "event", "key_id": event_key_id, "key": text}
 
@@ -257,9 +257,9 @@ async def revoke_key(services: Services, asked: PeopleRequest) -> Any:
     await asked.authenticator.authorize_change(asked.person, workspace)
     entry = AuditEntry(asked.person.actor, "key.revoke", key_id[:100], workspace_id)
     if (signing_key_id := _as_uuid(key_id)) is not None:
-        is_revoked = await services.transact(with_audit_entry, entry, revoke_signing_key, workspace_id, signing_key_id)
+        is_revoked = await services.transact(with_audit_entry, entry, bool, revoke_signing_key, workspace_id, signing_key_id)
     elif (key_sha256 := _as_sha256(key_id)) is not None:
-        is_revoked = await services.transact(with_audit_entry, entry, revoke_event_key, workspace_id, key_sha256)
+        is_revoked = await services.transact(with_audit_entry, entry, bool, revoke_event_key, workspace_id, key_sha256)
     else:
         is_revoked = False
     if not is_revoked:
@@ -353,6 +353,14 @@ def _no_run(text: str) -> ApiRefused:
 def _check_sent_id(sent_id: str | None) -> None:
     if sent_id is not None and (problem := names.event_id_problem(sent_id)) is not None:
         raise ApiRefused("bad_field", problem, "Mend `id`, or leave it out.")
+
+
+def _is_cancelled(result: CancelResult) -> bool:
+    return result.status == "cancelled"
+
+
+def _is_made(_: object) -> bool:
+    return True
 
 
 def _as_uuid(text: str) -> UUID | None:

@@ -56,7 +56,7 @@ def _value(source: str, event: Mapping[str, Any]) -> Any:
             value = value.get(field) if isinstance(value, dict) else None
         return value
     program = _compiled(source)
-    variables = {name: data.get(name) if isinstance(data, dict) else None for name in program.variables}
+    variables = {name: data.get(name) if isinstance(data, dict) else None for name in program.variables()}
     variables["event"] = dict(event)
     try:
         return program.execute(variables)

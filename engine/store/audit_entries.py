@@ -42,11 +42,13 @@ async def append_audit_entry(conn: Connection, entry: AuditEntry) -> None:
 async def with_audit_entry(
     conn: Connection,
     entry: AuditEntry,
+    is_change: Callable[[T], bool],
     work: Callable[Concatenate[Connection, P], Awaitable[T]],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Do `work` and add the entry, both or neither."""
+    """Do `work` and add the entry if its result is a change, both or neither."""
     result = await work(conn, *args, **kwargs)
-    await append_audit_entry(conn, entry)
+    if is_change(result):
+        await append_audit_entry(conn, entry)
     return result

@@ -96,7 +96,7 @@ def test_the_limits_of_the_page_are_the_limits_of_the_package() -> None:
         ("10,000 memo entries a run", limits.MEMO_ENTRIES_MAX == 10_000),
         ("at most 64 KiB", limits.ERROR_BYTES_MAX == 64 << 10),
         ("more than 300 s away", limits.SIGNATURE_AGE_SECONDS_MAX == 300),
-        ("nesting deeper than 100", limits.PAYLOAD_DEPTH_MAX == 100),
+        ("nest deeper than 100", limits.PAYLOAD_DEPTH_MAX == 100),
     ]:
         assert sentence in " ".join(SPEC.split()) and number, sentence
 

@@ -87,7 +87,7 @@ class Starter:
 
 
 def copy_cluster(pristine: Path, data_dir: Path) -> str:
-    subprocess.run(["cp", "-a", str(pristine), str(data_dir)], check=True)
+    subprocess.run(["cp", "-a", "--sparse=always", str(pristine), str(data_dir)], check=True)
     return str(data_dir)
 
 

@@ -1,0 +1,644 @@
+"""Drives one handler through one invocation: replays the memo, runs bodies, sends ops, delivers results, ends.
+
+Owns the order of things (protocol section 7): results in commit order and only to an idle handler, no body
+before all that was asked for is delivered, one checkpoint of the run in flight at a time, the lease, the end.
+Never touches tasks, threads or sockets itself: the runtime's scope and host, and the sender, do.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import Any, Final
+
+from msgspec import UNSET, Raw
+
+from durable.current_step import CurrentStep, running_step
+from durable.error_words import error_words, fail_op, is_retriable, retry_after_of
+from durable.errors import (
+    AmbiguousStepId,
+    CodeMismatch,
+    EngineUnreachable,
+    Parked,
+    StepError,
+    StepTimeout,
+    StepUsageError,
+)
+from durable.function import Function
+from durable.json_text import decode, encode_result
+from durable.memo import Memo, StepIds
+from durable.runtime import Host, Job, Outcome, Reply, Runtime, Scope
+from durable.sender import Sender
+from durable.step_id import check_step_id
+from durable.wire import (
+    AbandonOp,
+    Backoff,
+    CheckpointEntry,
+    CompleteOp,
+    Ended,
+    EntryAnswer,
+    FailOp,
+    Invocation,
+    MemoEntry,
+    Op,
+    StepErrorOp,
+    StepOp,
+    YieldOp,
+)
+
+logger: Final = logging.getLogger("durable")
+
+LEASE_MARGIN_SECONDS: Final = 2.0
+"""With this much or less of the lease left no body is started (protocol section 7.5)."""
+
+OUTSIDE_GRACE_SECONDS: Final = 0.1
+"""How long an await that is no step may hold back the end of an invocation."""
+
+NEWS_SECONDS_MIN: Final = 0.05
+"""A sleep that ends beside a running body is asked for this much after its time, not in a tight loop."""
+
+
+async def run_invocation(
+    function: Function, invocation: Invocation, sender: Sender, *, received_at: float, runtime: Runtime
+) -> Ended | None:
+    """Run the function's handler once, as far as it comes; the line that ends the invocation.
+
+    `received_at` is the monotonic instant at which the call arrived: the lease counts from it. None means that
+    the engine has given this generation up (stale or cancelled): then there is nobody to tell.
+    """
+    async with runtime.open_scope() as scope:
+        execution = Execution(function, invocation, sender, received_at, scope)
+        try:
+            return await execution.drive()
+        finally:
+            # Also on the way of a cancellation from outside: steps that are woken by it must record nothing.
+            execution.is_unwinding = True
+
+
+class StepState(Enum):
+    """Where an open step stands. Only PLANNED, RUNNING and REPORTED keep an invocation alive."""
+
+    PLANNED = auto()  # its body is to be started
+    RUNNING = auto()  # its body runs
+    REPORTED = auto()  # its op needs the engine's answer before anything can happen
+    WAITING = auto()  # the engine resolves it some time: a wait, a sleep
+    BACKING_OFF = auto()  # its body failed and is tried again at `due_at`
+    ABANDONED = auto()  # never resolved; an earlier turn of the handler gave it up
+    RESOLVED = auto()  # in the memo, delivered as soon as its turn comes
+
+
+@dataclass(slots=True)
+class Body:
+    """What `step.run` was given. `context` holds the caller's context variables."""
+
+    call: Callable[[], Any]
+    is_async: bool
+    retries: int | None
+    backoff: Backoff | None
+    timeout_seconds: float
+    context: Context
+
+
+@dataclass(slots=True, eq=False)
+class OpenStep:
+    """A step that the handler has called and that has not given it a result yet."""
+
+    given_id: str
+    id: str
+    kind: str
+    read: Callable[[Any], Any]
+    body: Body | None = None
+    reply: Reply | None = None
+    state: StepState = StepState.PLANNED
+    attempt: int = 1
+    due_at: float = 0.0
+    is_delivered: bool = False
+    engine_has_it: bool = False
+    job: Job | None = None
+    result: Raw | None = None
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Ops that wait for the next message, in the order in which they arose."""
+
+    ops: list[Op] = field(default_factory=list)
+    # What must be answered before the invocation can go on, and what must reach the engine unless it ends now.
+    is_urgent: bool = False
+    is_prompt: bool = False
+
+    def take(self) -> list[Op]:
+        ops, self.ops = self.ops, []
+        self.is_urgent = self.is_prompt = False
+        return ops
+
+
+class Execution:
+    """One invocation under way. All methods run on the runtime's loop; none blocks."""
+
+    def __init__(
+        self, function: Function, invocation: Invocation, sender: Sender, received_at: float, scope: Scope
+    ) -> None:
+        self.function = function
+        self.invocation = invocation
+        self.is_unwinding = False
+        self.is_replaying = False
+        self._sender = sender
+        self._scope = scope
+        self._signal = scope.new_signal()
+        self._memo = Memo(invocation.steps)
+        self.is_replaying = self._memo.is_replaying
+        self._ids = StepIds()
+        self._open: dict[str, OpenStep] = {}
+        self._planned: dict[str, OpenStep] = {}
+        self._backing_off: dict[str, OpenStep] = {}
+        self._busy_count = 0  # steps that are RUNNING or REPORTED
+        self._waiting_count = 0  # steps that are WAITING
+        self._retries = {retry.id: retry for retry in invocation.retries}
+        self._engine_waits = {wait.id: wait.kind for wait in invocation.waiting}
+        self._outbox = Outbox()
+        self._in_flight: list[Op] | None = None
+        self._needs_news = False
+        self._news_due_at = float("inf")
+        self._lease_seconds = invocation.lease_seconds
+        self._lease_ends_at = received_at + invocation.lease_seconds
+        self._received_at = received_at
+        self._handler_is_active = True
+        self._fault: BaseException | None = None
+        self._refusal: FailOp | None = None
+        self._is_over = False  # stale or cancelled: the engine wants to hear nothing more
+        self._is_cut_off = False  # the engine did not answer: tell what is left in the reply
+        self._host: Host = scope.new_host(self)
+
+    # The drive.
+
+    async def drive(self) -> Ended | None:
+        """Start the handler and go on until the invocation has an end."""
+        self._host.start(self._signal)
+        while True:
+            await self._host.until_idle()
+            self._handler_is_active = False
+            if self._must_stop():
+                break
+            if self._deliver_next():
+                continue
+            self._wake_retries()
+            self._start_bodies()
+            self._flush()
+            if self._host.outcome is None and self._is_quiet() and await self._is_parked():
+                break
+            await self._signal.wait(self._next_due_at())
+        return await self._end()
+
+    def _must_stop(self) -> bool:
+        return (
+            self._host.outcome is not None
+            or self._fault is not None
+            or self._refusal is not None
+            or self._is_over
+            or self._is_cut_off
+        )
+
+    # Delivery.
+
+    def _deliver_next(self) -> bool:
+        """Give the handler the next result that it asked for. False when there is none."""
+        while (entry := self._memo.take_next_asked()) is not None:
+            step = self._open.get(entry.id)
+            if step is None:
+                continue  # given up since it asked
+            self._memo.note_delivered(entry.position)
+            self.is_replaying = self.is_replaying and self._memo.is_replaying
+            self._close(step)
+            step.is_delivered = True
+            self._handler_is_active = True
+            assert step.reply is not None
+            step.reply.deliver(_read_entry(step, entry))
+            return True
+        return False
+
+    # Bodies.
+
+    def _wake_retries(self) -> None:
+        if not self._backing_off:
+            return
+        now = time.monotonic()
+        for step in [step for step in self._backing_off.values() if step.due_at <= now]:
+            del self._backing_off[step.id]
+            step.state = StepState.PLANNED
+            self._planned[step.id] = step
+
+    def _start_bodies(self) -> None:
+        """Start what is planned, in call order, unless the lease is too short to start anything."""
+        if not self._planned or self._memo.has_asked:
+            return
+        if self._lease_ends_at - time.monotonic() <= LEASE_MARGIN_SECONDS:
+            self._needs_news = True
+            return
+        self.is_replaying = False
+        planned, self._planned = self._planned, {}
+        for step in planned.values():
+            assert step.body is not None
+            step.state = StepState.RUNNING
+            self._busy_count += 1
+            current = CurrentStep(self.invocation.run_id, step.id, step.attempt, self.invocation.generation)
+            context = step.body.context.copy()
+            context.run(running_step.set, current)
+            step.job = self._scope.start(self._run_body, step, step.body, self._memo.seen, context=context)
+
+    async def _run_body(self, step: OpenStep, body: Body, seen: int) -> None:
+        """Run the body, encode what it gives, and put the op in the outbox."""
+        started_at, started = datetime.now(UTC), time.monotonic()
+        try:
+            value = await self._scope.run_limited(body.timeout_seconds, body.call, is_async=body.is_async)
+            data = Raw(encode_result(value, where=f"the result of step {step.id!r}"))
+            op: Op = StepOp(
+                id=step.id,
+                data=data,
+                attempt=step.attempt,
+                started_at=started_at,
+                duration_seconds=time.monotonic() - started,
+                seen=seen,
+            )
+            step.result = data
+        except Exception as error:
+            op = StepErrorOp(
+                id=step.id,
+                error=error_words(error),
+                retriable=is_retriable(error),
+                attempt=step.attempt,
+                started_at=started_at,
+                duration_seconds=time.monotonic() - started,
+                seen=seen,
+                retry_after_seconds=retry_after_of(error),
+                retries=body.retries,
+                backoff=body.backoff,
+            )
+        if self._open.get(step.id) is not step or step.state is not StepState.RUNNING:
+            return  # given up meanwhile, nobody wants the result
+        step.state = StepState.REPORTED
+        step.job = None
+        self._outbox.ops.append(op)
+        self._outbox.is_urgent = True
+        self._signal.set()
+
+    # Checkpoints.
+
+    def _flush(self) -> None:
+        """Start a checkpoint if something has to reach the engine before the invocation can go on or end."""
+        if self._in_flight is not None:
+            return
+        if time.monotonic() >= self._news_due_at and self._busy_count:
+            self._needs_news = True
+        outbox = self._outbox
+        if outbox.is_urgent or self._needs_news or (outbox.is_prompt and self._busy_count):
+            self._in_flight = outbox.take()
+            self._needs_news = False
+            self._news_due_at = float("inf")
+            self._scope.start(self._checkpoint, self._in_flight)
+
+    async def _checkpoint(self, ops: list[Op]) -> None:
+        invocation = self.invocation
+        entry = CheckpointEntry(
+            run_id=invocation.run_id, generation=invocation.generation, known=self._memo.known, ops=ops, ends=False
+        )
+        # The lease that is known here is the least that is left: the engine prolongs it while the call is open.
+        deadline = max(self._lease_ends_at, time.monotonic() + max(self._lease_seconds, LEASE_MARGIN_SECONDS))
+        sent_at = time.monotonic()
+        try:
+            answer = await self._sender.submit(entry, deadline=deadline)
+        except EngineUnreachable as error:
+            logger.warning("run %s: %s; the results travel in the reply instead", invocation.run_id, error)
+            self._is_cut_off = True
+        else:
+            self._take_answer(answer, ops, sent_at)
+            self._in_flight = None
+        self._signal.set()
+
+    def _take_answer(self, answer: EntryAnswer, ops: list[Op], sent_at: float) -> None:
+        match answer.status:
+            case "ok":
+                pass
+            case "refused":
+                self._refusal = _refusal_op(answer)
+                return
+            case _:
+                self._is_over = True
+                return
+        if answer.lease_seconds is not UNSET:
+            self._lease_seconds = answer.lease_seconds
+            self._lease_ends_at = sent_at + answer.lease_seconds
+        for entry in answer.resolved:
+            self._memo.add(entry)
+            step = self._open.get(entry.id)
+            if step is not None and step.state is not StepState.RESOLVED:
+                self._resolve(step, entry)
+        for retry in answer.retries:
+            self._retries[retry.id] = retry
+            step = self._open.get(retry.id)
+            if step is not None and step.state is StepState.REPORTED:
+                self._leave_state(step)
+                self._back_off(step, retry.attempt, retry.in_seconds)
+        for step_id in answer.abandoned:
+            step = self._open.get(step_id)
+            if step is not None and step.state is not StepState.RESOLVED:
+                self._leave_state(step)
+                step.state = StepState.ABANDONED
+        self._note_unanswered(ops)
+        if self._waiting_count:
+            self._news_due_at = min(self._news_due_at, time.monotonic() + max(self._lease_seconds / 3, 1.0))
+
+    def _note_unanswered(self, ops: list[Op]) -> None:
+        # A reported step that the engine neither committed nor retries would hold the handler for ever. Ending with
+        # `yield` asks for the memo afresh.
+        for op in ops:
+            if isinstance(op, StepOp | StepErrorOp):
+                step = self._open.get(op.id)
+                if step is not None and step.state is StepState.REPORTED:
+                    logger.warning("run %s: the engine did not say what became of step %r", self.invocation.run_id, op.id)
+                    self._is_cut_off = True
+
+    # What the handler does. Called by the step tools, through the host.
+
+    def open_step(
+        self,
+        kind: str,
+        given_id: str,
+        *,
+        read: Callable[[Any], Any],
+        body: Body | None = None,
+        make_op: Callable[[str], Op] | None = None,
+        wait_seconds: float | None = None,
+    ) -> OpenStep:
+        """The handler calls a step. Raises what the handler must see at once; else the reply brings the result."""
+        self._check_callable_here(given_id)
+        check_step_id(given_id)
+        if self._ids.is_open(given_id):
+            raise self.fail_with(AmbiguousStepId(given_id))
+        step = OpenStep(given_id, self._ids.take(given_id), kind, read, body)
+        self._handler_moved()
+        entry = self._memo.entry(step.id)
+        self._check_kind(step, entry.kind if entry is not None else self._engine_waits.get(step.id, kind))
+        self._open[step.id] = step
+        if entry is not None:
+            self._resolve(step, entry)
+        elif body is not None:
+            retry = self._retries.get(step.id)
+            if retry is None:
+                self._planned[step.id] = step
+            else:
+                self._back_off(step, retry.attempt, retry.in_seconds)
+        else:
+            assert make_op is not None
+            self._plan_op(step, make_op, wait_seconds)
+        return step
+
+    def _check_callable_here(self, given_id: str) -> None:
+        if running_step.get() is not None:
+            raise StepUsageError(
+                f"Step {given_id!r} was called inside of the body of another step. Call steps from the handler, "
+                "and let bodies return what the next step needs."
+            )
+        if self.is_unwinding:
+            raise Parked()
+
+    def _check_kind(self, step: OpenStep, known_kind: str) -> None:
+        if known_kind != step.kind:
+            self._ids.close(step.given_id)
+            raise self.fail_with(CodeMismatch(step.id, known_kind, step.kind))
+
+    def _plan_op(self, step: OpenStep, make_op: Callable[[str], Op], wait_seconds: float | None) -> None:
+        is_wait = step.kind != "send_events"
+        step.state = StepState.WAITING if is_wait else StepState.REPORTED
+        if is_wait:
+            self._waiting_count += 1
+        else:
+            self._busy_count += 1
+        step.engine_has_it = step.id in self._engine_waits
+        if not step.engine_has_it:
+            self._outbox.ops.append(make_op(step.id))
+            self._outbox.is_prompt = True
+            self._outbox.is_urgent |= not is_wait
+        if wait_seconds is not None:
+            due_at = time.monotonic() + max(wait_seconds, 0) + NEWS_SECONDS_MIN
+            self._news_due_at = min(self._news_due_at, due_at)
+
+    def cancelled(self, step: OpenStep) -> BaseException | None:
+        """The await of this step was cancelled: what to raise at the step, None for the cancellation itself.
+
+        A delivered result that ends a task group cancels its siblings in the same turns, before the handler is idle
+        again. A cancellation that arrives at an idle handler comes from a clock or another thing outside of steps,
+        and would come at another moment, or never, on replay.
+        """
+        if self.is_unwinding or self._must_stop():
+            return Parked()
+        if step.is_delivered:
+            return None
+        if self._handler_is_active:
+            self._abandon(step)
+            return None
+        return self.fail_with(
+            StepUsageError(
+                f"The await of step {step.id!r} was cancelled by something that is no step, such as asyncio.timeout() "
+                "or trio.move_on_after(). That clock is not remembered. Use timeout= of the step, or race it with "
+                "step.sleep() and cancel the loser."
+            )
+        )
+
+    def fail_with(self, fault: BaseException) -> BaseException:
+        """Let the function fail with this, whatever the handler does with it."""
+        if self._fault is None:
+            self._fault = fault
+        self._signal.set()
+        return fault
+
+    def _abandon(self, step: OpenStep) -> None:
+        is_resolved = step.state is StepState.RESOLVED or step.state is StepState.ABANDONED
+        if step.state is StepState.WAITING and not step.engine_has_it:
+            self._outbox.ops = [op for op in self._outbox.ops if getattr(op, "id", None) != step.id]
+        if step.job is not None:
+            step.job.cancel()
+        self._planned.pop(step.id, None)
+        self._backing_off.pop(step.id, None)
+        needs_engine = step.kind in ("sleep", "wait_for_event")
+        self._close(step)
+        self._handler_moved()
+        if not is_resolved:
+            self._append_abandoned(step.id)
+            # A wait that stays open could take the event that a later wait should have.
+            self._outbox.is_prompt |= needs_engine
+
+    def _append_abandoned(self, step_id: str) -> None:
+        ops = self._outbox.ops
+        if ops and isinstance(ops[-1], AbandonOp):
+            ops[-1] = AbandonOp(ids=[*ops[-1].ids, step_id])
+        else:
+            ops.append(AbandonOp(ids=[step_id]))
+
+    def _handler_moved(self) -> None:
+        self._signal.set()
+
+    # States.
+
+    def _resolve(self, step: OpenStep, entry: MemoEntry) -> None:
+        if step.state is StepState.RUNNING and step.job is not None:
+            step.job.cancel()
+        self._leave_state(step)
+        self._planned.pop(step.id, None)
+        self._backing_off.pop(step.id, None)
+        if entry.abandoned:
+            step.state = StepState.ABANDONED
+        else:
+            step.state = StepState.RESOLVED
+            self._memo.ask(step.id)
+
+    def _back_off(self, step: OpenStep, attempt: int, in_seconds: float) -> None:
+        step.attempt = attempt
+        step.due_at = time.monotonic() + in_seconds
+        if in_seconds <= 0:
+            step.state = StepState.PLANNED
+            self._planned[step.id] = step
+        else:
+            step.state = StepState.BACKING_OFF
+            self._backing_off[step.id] = step
+
+    def _leave_state(self, step: OpenStep) -> None:
+        if step.state in (StepState.RUNNING, StepState.REPORTED):
+            self._busy_count -= 1
+        elif step.state is StepState.WAITING:
+            self._waiting_count -= 1
+
+    def _close(self, step: OpenStep) -> None:
+        self._leave_state(step)
+        del self._open[step.id]
+        self._ids.close(step.given_id)
+
+    # The end.
+
+    def _is_quiet(self) -> bool:
+        """Nothing runs here and nothing is on its way: only the engine can bring this run further."""
+        return (
+            not self._busy_count
+            and not self._planned
+            and self._in_flight is None
+            and not self._memo.has_asked
+            and bool(self._open)
+        )
+
+    async def _is_parked(self) -> bool:
+        """Whether the handler waits for steps only. Other awaits get a moment, then a warning with their line."""
+        outside = self._host.outside_waits()
+        if not outside:
+            return True
+        self._signal.clear()
+        if await self._signal.wait(time.monotonic() + OUTSIDE_GRACE_SECONDS):
+            self._signal.set()  # the handler moved: the drive looks again
+            return False
+        for place in outside:
+            logger.warning(
+                "run %s, function %s: the handler awaits something that is no step at %s. It can not be remembered "
+                "there and starts again at the next invocation; put it into a step.",
+                self.invocation.run_id, self.function.id, place,
+            )  # fmt: skip
+        return True
+
+    def _next_due_at(self) -> float | None:
+        due_at = min((step.due_at for step in self._backing_off.values()), default=float("inf"))
+        if self._in_flight is None and self._busy_count:
+            due_at = min(due_at, self._news_due_at)
+        return None if due_at == float("inf") else due_at
+
+    async def _end(self) -> Ended | None:
+        """Stop what still runs and say how the invocation ended."""
+        outcome = self._host.outcome
+        is_swallowed = False
+        self.is_unwinding = True
+        if outcome is None:
+            is_swallowed = not await self._host.unwind()
+        else:
+            await self._host.unwind()
+        for step in self._open.values():
+            if step.job is not None:
+                step.job.cancel()
+        while self._in_flight is not None and not self._is_cut_off and not self._is_over:
+            await self._signal.wait(None)
+        if self._is_over:
+            return None
+        return Ended(
+            run_id=self.invocation.run_id,
+            generation=self.invocation.generation,
+            known=self._memo.known,
+            ops=self._last_ops(outcome, is_swallowed),
+        )
+
+    def _last_ops(self, outcome: Outcome | None, is_swallowed: bool) -> list[Op]:
+        if self._refusal is not None:
+            return [self._refusal]
+        ops = [*(self._in_flight or ()), *self._outbox.take()]
+        results = [op for op in ops if isinstance(op, StepOp | StepErrorOp)]
+        if self._fault is not None:
+            return [*results, fail_op(self._fault)]
+        if is_swallowed:
+            return [*results, fail_op(_park_swallowed())]
+        if outcome is None:
+            return [*ops, YieldOp()] if self._is_cut_off else ops
+        if outcome.error is not None:
+            return [*results, fail_op(outcome.error)]
+        try:
+            return [CompleteOp(output=Raw(encode_result(outcome.value, where="what the function returned")))]
+        except Exception as error:
+            return [*results, fail_op(error)]
+
+
+def new_body(
+    call: Callable[[], Any],
+    *,
+    is_async: bool,
+    retries: int | None,
+    backoff: Backoff | None,
+    timeout_seconds: float,
+) -> Body:
+    """A body with the context variables of the code that calls the step."""
+    return Body(call, is_async, retries, backoff, timeout_seconds, copy_context())
+
+
+def _read_entry(step: OpenStep, entry: MemoEntry) -> Outcome:
+    """What the handler gets for a memo entry; an entry without data is the result that this invocation sent."""
+    try:
+        if entry.error is not UNSET:
+            words = decode(bytes(entry.error))
+            return Outcome(
+                error=StepError(
+                    name=str(words.get("name", "Error")),
+                    message=str(words.get("message", "")),
+                    code=words.get("code"),
+                    step_id=step.id,
+                )
+            )
+        data = entry.data if entry.data is not UNSET else step.result
+        return Outcome(value=step.read(decode(bytes(data)) if data is not None else None))
+    except Exception as error:
+        return Outcome(error=error)
+
+
+def _refusal_op(answer: EntryAnswer) -> FailOp:
+    error = answer.error
+    code = error.code if error is not UNSET else "refused"
+    message = error.message if error is not UNSET else "The engine refused the result without saying why."
+    if error is not UNSET and error.hint:
+        message = f"{message} {error.hint}"
+    return FailOp(error=error_words(None, name="Refused", message=message, code=code), retriable=code == "code_mismatch")
+
+
+def _park_swallowed() -> BaseException:
+    return StepUsageError(
+        "The handler swallowed durable.Parked, with which an invocation ends while a step waits. Catch Exception rather "
+        "than BaseException around steps, or raise what you caught again.",
+        code="park_swallowed",
+    )
+
+
+__all__ = ["Execution", "OpenStep", "StepState", "StepTimeout", "run_invocation"]

@@ -1,0 +1,91 @@
+"""What the executor needs of asyncio, Trio or threads: the interface that the runtimes fill in.
+
+A runtime opens a scope for each invocation; the scope owns every task that the invocation starts, and ends them
+when it is left. A host runs the handler in it and knows when the handler is idle.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a handler or step gives: a value, or an error to raise."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Signal(Protocol):
+    """Wakes its one waiter. Set while nobody waits, it is kept for the next `wait`, which clears it."""
+
+    def set(self) -> None: ...
+
+    def clear(self) -> None: ...
+
+    async def wait(self, until: float | None) -> bool:
+        """Wait until it is set, or until the monotonic instant `until`; whether it was set."""
+        ...
+
+
+class Reply(Protocol):
+    """Where the handler's side waits for the result of one step."""
+
+    def deliver(self, outcome: Outcome) -> None: ...
+
+
+class Job(Protocol):
+    """A task of the scope."""
+
+    def cancel(self) -> None:
+        """Cancel it soon; a thread is left to end unheard."""
+        ...
+
+
+class Host(Protocol):
+    """Runs the handler. `outcome` is set when it has ended by itself."""
+
+    outcome: Outcome | None
+
+    def start(self, signal: Signal) -> None:
+        """Start the handler. `signal` is set when it has ended."""
+        ...
+
+    async def until_idle(self) -> None:
+        """Wait until every task of the handler waits, or the handler has ended."""
+        ...
+
+    def outside_waits(self) -> list[str]:
+        """The places, `file:line`, at which an idle handler waits for something that is no step."""
+        ...
+
+    async def unwind(self) -> bool:
+        """End the handler and its tasks. False when it swallowed that and ended by itself."""
+        ...
+
+
+class Scope(Protocol):
+    """Owns the tasks of one invocation."""
+
+    def new_signal(self) -> Signal: ...
+
+    def new_host(self, execution: Any) -> Host: ...
+
+    def start(
+        self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None
+    ) -> Job: ...
+
+    async def run_limited(self, timeout_seconds: float, call: Callable[[], Any], *, is_async: bool) -> Any:
+        """Call it, in a worker thread unless `is_async`; `StepTimeout` when it takes longer."""
+        ...
+
+    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call it on the loop, from any thread. Does nothing when the loop is gone."""
+        ...
+
+
+class Runtime(Protocol):
+    def open_scope(self) -> AbstractAsyncContextManager[Scope]: ...

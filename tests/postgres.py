@@ -1,7 +1,7 @@
 """A real Postgres for tests: one cluster a session, one fresh migrated database a test.
 
-`postgres_dsn` is the address of an empty, migrated database; `database` is it opened. The postmaster lives in a thread with a Trio of
-its own, so that no test's loop, clock or cancellation reaches it.
+`postgres_dsn` is the address of an empty, migrated database; `database` is it opened. The postmaster lives in a thread with a
+Trio of its own, so that no test's loop, clock or cancellation reaches it.
 """
 
 from __future__ import annotations

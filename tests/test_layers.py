@@ -25,8 +25,11 @@ MAY_IMPORT = {
     "engine.transport": {"protocol", "engine.core"},
     "engine.nursery": {"protocol", "engine.core", "engine.store", "engine.transport"},
     "engine.api": {"protocol", "engine.core", "engine.store", "engine.transport"},
-    "engine.main": {"protocol", "engine.core", "engine.store", "engine.transport", "engine.nursery", "engine.api", "engine.cli"},
-    "engine.cli": {"protocol", "engine.core", "engine.store", "engine.transport", "engine.nursery", "engine.api", "engine.main"},
+    "engine.logs": set[str](),
+    **dict.fromkeys(
+        ["engine.main", "engine.cli"],
+        {f"engine.{name}" for name in ("core", "store", "transport", "nursery", "api", "logs", "main", "cli")} | {"protocol"},
+    ),
 }
 
 # Packages with a single home. asyncio is at home where asyncpg is; everything else is Trio.
@@ -48,49 +51,27 @@ HOMES = {
 PURE_PACKAGES = {"engine.core": {"msgspec", "cel"}, "protocol": {"msgspec"}}
 # Signing keys and message ids are made where their format is written down.
 IMPURE_ALLOWED = {("protocol.signing", "secrets")}
-IMPURE_MODULES = set(
-    [
+IMPURE_MODULES = {
+    *(
         "asyncio",
         "concurrent",
-        "ctypes",
-        "fcntl",
-        "ftplib",
-        "glob",
-        "http",
-        "io",
-        "logging",
-        "mmap",
-        "multiprocessing",
-        "os",
-        "pathlib",
-        "pty",
-        "queue",
-        "random",
-        "sched",
-        "secrets",
-        "select",
-        "selectors",
-        "shelve",
-        "shutil",
-        "signal",
-        "smtplib",
-        "socket",
-        "socketserver",
-        "sqlite3",
-        "ssl",
-        "subprocess",
-        "sys",
-        "tempfile",
         "threading",
-        "time",
-        "urllib.request",
         "_thread",
-    ]
-)
+        "multiprocessing",
+        "sched",
+        "queue",
+        "signal",
+        "time",
+        "random",
+        "secrets",
+    ),
+    *("os", "sys", "io", "pathlib", "glob", "shutil", "tempfile", "mmap", "fcntl", "pty", "subprocess", "ctypes", "logging"),
+    *("socket", "socketserver", "select", "selectors", "ssl", "http", "urllib.request", "ftplib", "smtplib", "sqlite3", "shelve"),
+}
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "urandom", "open", "print", "input", "exec", "eval", "breakpoint"}
 
 # Everyone needs these; any other package is used in a few places, so that it can be replaced.
-EVERYWHERE = {"trio", "msgspec"}
+EVERYWHERE = {"trio", "msgspec", "structlog"}
 IMPORTING_MODULES_MAX = 6
 
 LINES_MAX = 500

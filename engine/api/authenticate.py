@@ -1,7 +1,7 @@
 """Who asks: an app by its signature, a sender by an event key, a person by an admin token. Nothing is parsed before.
 
-A failure is always the same words, whatever the reason, and is counted per address. The workspace of everything that follows comes
-from the credential, once.
+A failure is always the same words, whatever the reason, and is counted per address. The workspace of everything that follows
+comes from the credential, once.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Authenticator:
         owner = _remembered(self._event_keys, hashed)
         if owner is None and hashed is not None:
             self._require_patience(address, hashed in self._event_keys)
-            owner = await self._services.transact(find_event_key, hashed)
+            owner = await self._services.database.read(find_event_key, hashed)
             if owner is not None:
                 _remember(self._event_keys, hashed, owner)
         if owner is None:
@@ -123,7 +123,7 @@ class Authenticator:
         token = _remembered(self._tokens, hashed)
         if token is None and hashed is not None:
             self._require_patience(address, hashed in self._tokens)
-            token = await self._services.transact(find_admin_token, hashed)
+            token = await self._services.database.read(find_admin_token, hashed)
             if token is not None:
                 _remember(self._tokens, hashed, token)
         if token is None or (token.is_dev and self._services.mode != "dev"):
@@ -134,9 +134,7 @@ class Authenticator:
         """Every change by a person passes here before it is made: in `prod` this is where the second click will be asked for."""
         log.info("change_by_person", actor=person.actor, workspace=str(workspace))
 
-    async def _verified(
-        self, keys: WorkspaceKeys, headers: dict[bytes, bytes], body: bytes, address: str
-    ) -> WorkspaceKeys:
+    async def _verified(self, keys: WorkspaceKeys, headers: dict[bytes, bytes], body: bytes, address: str) -> WorkspaceKeys:
         try:
             self._verify(keys, headers, body)
             return keys

@@ -34,10 +34,7 @@ class FailureLimiter:
     def is_over(self, address: str) -> bool:
         """Whether this address, or all together, failed too often in this minute."""
         self._turn_window()
-        return (
-            self._failures.get(address, 0) >= FAILURES_PER_ADDRESS_MAX
-            or self._failures_in_all >= FAILURES_IN_ALL_MAX
-        )
+        return self._failures.get(address, 0) >= FAILURES_PER_ADDRESS_MAX or self._failures_in_all >= FAILURES_IN_ALL_MAX
 
     @property
     def seconds_left(self) -> int:

@@ -1,6 +1,7 @@
 """The routes for programs (SPEC section 6): checkpoint, events, start, result, sync. Messages in, messages out.
 
-Who asks is settled before, signatures are put on after. Checkpoint and events are the hot ones: decode, submit, encode, nothing else.
+Who asks is settled before, signatures are put on after. Checkpoint and events are the hot ones: decode, submit, encode, nothing
+else.
 """
 
 from __future__ import annotations
@@ -100,9 +101,7 @@ async def start(services: Services, caller: Caller, body: bytes) -> StartAnswer:
     message = decode_start(body)
     caller.require(message.workspace)
     sent_id = message.id if message.id is not UNSET else None
-    appended = await start_run(
-        services, caller.workspace_id, message.function, bytes(message.input).decode(), sent_id
-    )
+    appended = await start_run(services, caller.workspace_id, message.function, bytes(message.input).decode(), sent_id)
     return StartAnswer(str(appended.runs[0][0]), appended.is_duplicate)
 
 
@@ -135,11 +134,9 @@ MACHINE_ROUTES: Final = (
 )
 
 
-async def start_run(
-    services: Services, workspace_id: int, function: str, input_json: str, sent_id: str | None
-) -> AppendedEvent:
+async def start_run(services: Services, workspace_id: int, function: str, input_json: str, sent_id: str | None) -> AppendedEvent:
     """Start the function with this input; the same id again within a day gives the first run."""
-    found = await services.transact(find_function, workspace_id, function)
+    found = await services.database.read(find_function, workspace_id, function)
     if found is None:
         raise ApiRefused(
             "function_not_found",

@@ -72,13 +72,13 @@ _KEYS: Final = msgspec.json.Decoder(KeyIn)
 
 async def apps(services: Services, asked: PeopleRequest) -> Any:
     _query(asked)
-    return {"apps": await services.transact(list_apps)}
+    return {"apps": await services.database.read(list_apps)}
 
 
 async def functions(services: Services, asked: PeopleRequest) -> Any:
     _query(asked)
     workspace_id, _ = await _workspace(services, asked)
-    return {"functions": await services.transact(list_functions, workspace_id)}
+    return {"functions": await services.database.read(list_functions, workspace_id)}
 
 
 async def runs(services: Services, asked: PeopleRequest) -> Any:
@@ -92,7 +92,7 @@ async def runs(services: Services, asked: PeopleRequest) -> Any:
     if (event := query.get("event")) is not None and (problem := names.event_name_problem(event)):
         raise _bad_parameter("event", problem)
     run_filter = RunFilter(status, function, event)
-    return await services.transact(
+    return await services.database.read(
         list_runs, workspace_id, run_filter, query.get("cursor"), runs_max=_limit(query.get("limit"))
     )
 
@@ -103,7 +103,7 @@ async def run(services: Services, asked: PeopleRequest) -> Any:
     run_id = _run_id(asked.path["run_id"])
     if (wait := query.get("wait")) is not None:
         await wait_result(services, workspace_id, run_id, _wait_seconds(wait))
-    found = await services.transact(read_run, workspace_id, run_id)
+    found = await services.database.read(read_run, workspace_id, run_id)
     if found is None:
         raise _no_run(asked.path["run_id"])
     return found
@@ -114,7 +114,7 @@ async def events(services: Services, asked: PeopleRequest) -> Any:
     workspace_id, _ = await _workspace(services, asked)
     if (name := query.get("name")) is not None and (problem := names.event_name_problem(name)):
         raise _bad_parameter("name", problem)
-    return await services.transact(
+    return await services.database.read(
         list_events, workspace_id, name, query.get("cursor"), events_max=_limit(query.get("limit"))
     )
 
@@ -125,7 +125,7 @@ async def event(services: Services, asked: PeopleRequest) -> Any:
     event_id = asked.path["event_id"]
     found = None
     if names.event_id_problem(event_id) is None:
-        found = await services.transact(read_event, workspace_id, event_id)
+        found = await services.database.read(read_event, workspace_id, event_id)
     if found is None:
         raise ApiRefused(
             "event_not_found",
@@ -137,7 +137,7 @@ async def event(services: Services, asked: PeopleRequest) -> Any:
 
 async def findings(services: Services, asked: PeopleRequest) -> Any:
     _query(asked)
-    found = await services.transact(audit)
+    found = await services.database.read(audit)
     return {"count": len(found), "findings": found}
 
 
@@ -205,9 +205,7 @@ async def send_events(services: Services, asked: PeopleRequest) -> Any:
         check_event(sent, f"/events/{index}")
     await asked.authenticator.authorize_change(asked.person, workspace)
     new_events = [
-        NewEvent(
-            workspace_id, new_event_id(), sent.name, bytes(sent.data).decode(), sent.id if sent.id is not UNSET else None
-        )
+        NewEvent(workspace_id, new_event_id(), sent.name, bytes(sent.data).decode(), sent.id if sent.id is not UNSET else None)
         for sent in message.events
     ]
     appended = await written(services.events.submit_all(new_events))
@@ -223,8 +221,8 @@ async def keys(services: Services, asked: PeopleRequest) -> Any:
     _query(asked)
     workspace_id, _ = await _workspace(services, asked)
     return {
-        "signing_keys": await services.transact(list_signing_keys, workspace_id),
-        "event_keys": await services.transact(list_event_keys, workspace_id),
+        "signing_keys": await services.database.read(list_signing_keys, workspace_id),
+        "event_keys": await services.database.read(list_event_keys, workspace_id),
     }
 
 
@@ -245,9 +243,7 @@ async def create_key(services: Services, asked: PeopleRequest) -> Any:
         )
         services.keys.forget(workspace.app, workspace.env)
         return {"kind": "signing", "key_id": str(key_id), "key": text}
-    event_key_id, text = await services.transact(
-        with_audit_entry, entry, _is_made, create_event_key, workspace_id, message.label
-    )
+    event_key_id, text = await services.transact(with_audit_entry, entry, _is_made, create_event_key, workspace_id, message.label)
     return {"kind": "event", "key_id": event_key_id, "key": text}
 
 
@@ -277,7 +273,7 @@ PEOPLE_ROUTES: Final = (
     PeopleRoute(f"{WORKSPACE}/runs/<run_id>/cancel", "POST", cancel),
     PeopleRoute(f"{WORKSPACE}/events", "GET", events),
     PeopleRoute(f"{WORKSPACE}/events", "POST", send_events),
-    PeopleRoute(f"{WORKSPACE}/events/<event_id>", "GET", event),
+    PeopleRoute(f"{WORKSPACE}/events/<path:event_id>", "GET", event),
     PeopleRoute(f"{WORKSPACE}/keys", "GET", keys),
     PeopleRoute(f"{WORKSPACE}/keys", "POST", create_key),
     PeopleRoute(f"{WORKSPACE}/keys/<key_id>", "DELETE", revoke_key),
@@ -292,11 +288,9 @@ PEOPLE_ROUTES: Final = (
 
 async def _workspace(services: Services, asked: PeopleRequest) -> tuple[int, Workspace]:
     workspace = _named_workspace(asked)
-    workspace_id = await services.transact(find_workspace, workspace.app, workspace.env)
+    workspace_id = await services.database.read(find_workspace, workspace.app, workspace.env)
     if workspace_id is None:
-        raise ApiRefused(
-            "workspace_not_found", f"There is no workspace {workspace}.", "GET /v1/apps lists the workspaces."
-        )
+        raise ApiRefused("workspace_not_found", f"There is no workspace {workspace}.", "GET /v1/apps lists the workspaces.")
     return workspace_id, workspace
 
 

@@ -1,6 +1,7 @@
 """Reads the body of a request within its limit: refused by its announced length before it is read, and while it comes otherwise.
 
-Bodies have to be whole before their signature can be checked, so strangers can make the engine hold them; large ones share a budget.
+Bodies have to be whole before their signature can be checked, so strangers can make the engine hold them; large ones share a
+budget.
 """
 
 from __future__ import annotations

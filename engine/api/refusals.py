@@ -1,6 +1,7 @@
 """Refusals: the one table from code to HTTP status, and the JSON that every refusal is. Nothing else in api/ picks a 4xx or 5xx.
 
-A refusal says what, where and how to mend it. What is not in the table is a fault of the engine: 500, with a reference to its log.
+A refusal says what, where and how to mend it. What is not in the table is a fault of the engine: 500, with a reference to its
+log.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def refuse(error: Exception, *, is_manifest_inside: bool = False) -> Refused:
             return Refused(Refusal(error.code, str(error)))
         case SealBroken():
             log.error("seal_broken", error=str(error))
-            return Refused(Refusal(error.code, "A stored key can not be opened.", "Ask the operator: the secret key was changed."))
+            return Refused(
+                Refusal(error.code, "A stored key can not be opened.", "Ask the operator: the secret key was changed.")
+            )
         case HTTPException():
             return _refuse_http(error)
         case _:

@@ -1,7 +1,7 @@
 """The HTTP API as one Quart-Trio application, made from the tables of routes: authenticate, answer, encode, or refuse.
 
-Every route gets its authentication from its row, so a route without any can not be added by forgetting it. It holds no state of the
-engine's and starts no tasks.
+Every route gets its authentication from its row, so a route without any can not be added by forgetting it. It holds no state of
+the engine's and starts no tasks.
 """
 
 from __future__ import annotations

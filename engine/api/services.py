@@ -53,9 +53,7 @@ class Services:
     task_tree: Callable[[], Any]
     on_checkpoint: Callable[[UUID], None]
 
-    async def transact(
-        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def transact(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """One transaction, repeated when it lost a deadlock."""
         for _ in range(CONFLICT_TRIES - 1):
             try:

@@ -13,8 +13,8 @@ import trio
 from engine.api.services import Services
 from engine.store.read_result import RunResult, read_result
 
-# The end that another engine made, or that fell between a look and the wait behind it, is found this late. Short at first, because
-# most who wait have just started a short run.
+# The end that another engine made, or that fell between a look and the wait behind it, is found this late. Short at first,
+# because most who wait have just started a short run.
 LOOK_SECONDS_FIRST: Final = 0.05
 LOOK_SECONDS_MAX: Final = 1.0
 # Draining is looked at without the database.
@@ -26,7 +26,7 @@ async def wait_result(services: Services, workspace_id: int, run_id: UUID, wait_
     deadline = trio.current_time() + wait_seconds
     look_seconds = LOOK_SECONDS_FIRST
     while True:
-        found = await services.transact(read_result, workspace_id, run_id)
+        found = await services.database.read(read_result, workspace_id, run_id)
         now = trio.current_time()
         if found is None or found.has_ended or now >= deadline or services.is_draining():
             return found

@@ -36,9 +36,7 @@ REVOKE_ADMIN_TOKEN = Sql(
     "revoke_admin_token",
     "UPDATE admin_token SET revoked_at = now() WHERE token_sha256 = $token_sha256 AND revoked_at IS NULL",
 )
-HAS_ADMIN_TOKEN = Sql(
-    "has_admin_token", "SELECT EXISTS (SELECT 1 FROM admin_token WHERE NOT is_dev AND revoked_at IS NULL)"
-)
+HAS_ADMIN_TOKEN = Sql("has_admin_token", "SELECT EXISTS (SELECT 1 FROM admin_token WHERE NOT is_dev AND revoked_at IS NULL)")
 
 
 class AdminTokenEntry(msgspec.Struct, frozen=True):

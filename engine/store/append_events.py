@@ -28,8 +28,8 @@ CLAIM_EVENT_IDS = Sql(
 INSERT INTO event_dedup (workspace_id, scope, external_id, event_id, body_sha256, expires_at)
 SELECT workspace_id, scope, external_id, event_id, body_sha256, now() + interval '24 hours'
   FROM unnest($workspace_ids::int[], $scopes::text[], $external_ids::text[], $event_ids::uuid[], $body_sha256s::bytea[])
-       AS u (workspace_id, scope, external_id, event_id, body_sha256)
- ORDER BY workspace_id, scope, external_id, event_id
+       WITH ORDINALITY AS u (workspace_id, scope, external_id, event_id, body_sha256, ordinal)
+ ORDER BY workspace_id, scope, external_id, ordinal
 ON CONFLICT DO NOTHING
 RETURNING event_id""",
 )

@@ -1,4 +1,6 @@
-"""Cursors of lists: opaque texts that say where the next page begins, good only for the list, workspace and filters they are from."""
+"""Cursors of lists: opaque texts that say where the next page begins, good only for the list, workspace and filters they are
+from.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ EmbeddedPostgresError, with a sentence for the operator. Nothing here speaks SQL
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
+import structlog
 import trio
 
 from engine.store.data_dir_lock import hold_data_dir
@@ -28,7 +28,7 @@ from engine.store.postgres_settings import PORT, postgres_command
 from engine.store.postmaster import Postmaster, PostmasterPlan, start_or_adopt, stop
 from engine.store.socket_dir import make_socket_dir, remove_socket_dir, socket_dir_for
 
-logger = logging.getLogger("durable.postgres")
+log = structlog.get_logger(__name__)
 
 _RESTART_WAIT_SECONDS_FIRST = 0.1
 _RESTART_WAIT_SECONDS_MAX = 5.0
@@ -140,17 +140,17 @@ async def serve_embedded_postgres(
 async def _restart(embedded: EmbeddedPostgres) -> None:
     """Start the postmaster until it holds. A full disk is waited out: runs wait, nothing is lost."""
     wait_seconds = _RESTART_WAIT_SECONDS_FIRST
-    logger.error("Postgres (process %d) died; starting it again. Its log is %s", embedded.pid, embedded.plan.log)
+    log.error("postgres_died", pid=embedded.pid, its_log=str(embedded.plan.log))
     while True:
         try:
             make_socket_dir(embedded.socket_dir, embedded.data_dir, embedded.plan.account)
             restarted = await start_or_adopt(embedded.plan)
         except EmbeddedPostgresError as error:
-            logger.error("%s Trying again in %.1f s.", error.message, wait_seconds)
+            log.error("postgres_does_not_start", code=error.code, why=error.message, next_try_in_seconds=wait_seconds)
             await trio.sleep(wait_seconds)
             wait_seconds = min(wait_seconds * 2, _RESTART_WAIT_SECONDS_MAX)
             continue
         embedded._running.postmaster.close()
         embedded._running.postmaster = restarted
-        logger.warning("Postgres runs again (process %d)", restarted.pid)
+        log.warning("postgres_runs_again", pid=restarted.pid)
         return

@@ -1,7 +1,7 @@
 """Says in one sentence why a run is not running, from causes that are recorded: a full key, a held lane, a time, a wait.
 
-It guesses nothing: when a run is due and nothing recorded stands in its way, it says that it is next in line, and whether any engine
-is there to take it.
+It guesses nothing: when a run is due and nothing recorded stands in its way, it says that it is next in line, and whether any
+engine is there to take it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ READ_FULL_KEY = Sql(
     "read_full_key",
     """
 SELECT l.key_expression, l.slots, l.in_force, k.key_text, k.held,
-       ARRAY(SELECT slot.run_id FROM slot WHERE slot.limit_key_id = k.limit_key_id ORDER BY slot.taken_at LIMIT $holders_max) AS holders,
+       ARRAY(SELECT slot.run_id FROM slot
+              WHERE slot.limit_key_id = k.limit_key_id ORDER BY slot.taken_at LIMIT $holders_max) AS holders,
        (SELECT count(*) FROM (
           SELECT FROM live_run WHERE state = 'parked' AND parked_key_id = k.limit_key_id
              AND (order_at, run_id) < ($order_at, $run_id::uuid) LIMIT $places_max) AS before)::int AS before
@@ -143,7 +144,8 @@ async def _why_parked(conn: Connection, row: Any) -> str:
     if key["held"] < key["slots"] or not key["in_force"]:
         return f"A concurrency slot of the {name} is free and about to be given out; the run is {place} in line."
     slots = "slot" if key["slots"] == 1 else "slots"
-    return f"The concurrency {name} is full: {key['held']} of {key['slots']} {slots} held by {holders}{more}; the run is {place} in line."
+    held = f"{key['held']} of {key['slots']} {slots} held by {holders}{more}"
+    return f"The concurrency {name} is full: {held}; the run is {place} in line."
 
 
 async def _why_waiting(conn: Connection, row: Any) -> str:

@@ -1,7 +1,7 @@
 """The signing keys of workspaces as requests need them: from memory mostly, from the database when they may have changed.
 
-A new key works at once, because a signature that fits no remembered key makes the ring look again; a revoked one stops working within
-`KEYS_FRESH_SECONDS`. In dev mode the environment `dev` also has the dev key, so that nobody has to make keys to begin.
+A new key works at once, because a signature that fits no remembered key makes the ring look again; a revoked one stops working
+within `KEYS_FRESH_SECONDS`. In dev mode the environment `dev` also has the dev key, so that nobody has to make keys to begin.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Keyring:
         fresh_seconds = LOOK_AGAIN_SECONDS if newer else KEYS_FRESH_SECONDS
         if remembered is not None and trio.current_time() - remembered.read_at < fresh_seconds:
             return remembered.keys
-        found = await self._database.transact(read_live_keys, self._sealer, app, env)
+        found = await self._database.read(read_live_keys, self._sealer, app, env)
         workspace_id, own = found if found is not None else (None, [])
         keys = WorkspaceKeys(app, env, workspace_id, (*own, *self._dev_keys(env)))
         self._remember(keys)
@@ -90,5 +90,3 @@ class Keyring:
         self._remembered.move_to_end((keys.app, keys.env))
         if len(self._remembered) > WORKSPACES_REMEMBERED_MAX:
             self._remembered.popitem(last=False)
-
-

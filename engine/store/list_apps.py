@@ -13,7 +13,8 @@ LIST_APPS = Sql(
     """
 SELECT workspace.app, workspace.env, app.serve_url, app.deployment, app.synced_at,
        app.manifest::json -> 'sdk' ->> 'name' AS sdk_name, app.manifest::json -> 'sdk' ->> 'version' AS sdk_version,
-       (SELECT count(*) FROM function AS f WHERE f.workspace_id = workspace.workspace_id AND f.removed_at IS NULL)::int AS functions
+       (SELECT count(*) FROM function AS f
+         WHERE f.workspace_id = workspace.workspace_id AND f.removed_at IS NULL)::int AS functions
   FROM workspace LEFT JOIN app USING (workspace_id)
  ORDER BY workspace.app, workspace.env""",
 )

@@ -80,13 +80,9 @@ async def list_events(
     before = _read_position(scope, cursor) if cursor else None
     events_max = max(1, min(events_max, PAGE_EVENTS_MAX))
     if name is None:
-        rows = await conn.fetch(
-            LIST_EVENTS, workspace_id=workspace_id, before=before, events_max=events_max, names_max=NAMES_MAX
-        )
+        rows = await conn.fetch(LIST_EVENTS, workspace_id=workspace_id, before=before, events_max=events_max, names_max=NAMES_MAX)
     else:
-        rows = await conn.fetch(
-            LIST_EVENTS_OF_NAME, workspace_id=workspace_id, name=name, before=before, events_max=events_max
-        )
+        rows = await conn.fetch(LIST_EVENTS_OF_NAME, workspace_id=workspace_id, name=name, before=before, events_max=events_max)
     events = [EventEntry(**{field: row[field] for field in EventEntry.__struct_fields__}) for row in rows]
     has_more = len(rows) == events_max
     return EventPage(events, make_cursor(scope, str(rows[-1]["seq"])) if has_more else None)

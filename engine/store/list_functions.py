@@ -1,4 +1,4 @@
-"""Lists the functions of a workspace: their configuration, triggers, limits in force, and why their lanes are held, if they are."""
+"""Lists the functions of a workspace: configuration, triggers, limits in force, and why their lanes are held, if they are."""
 
 from __future__ import annotations
 

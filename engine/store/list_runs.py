@@ -1,7 +1,7 @@
 """Lists runs of a workspace, the newest first, in pages by key.
 
-A filter that few runs fit must not read a whole history in one query: a page looks at `SCANNED_RUNS_MAX` runs and may be short, or
-empty, with a cursor to go on.
+A filter that few runs fit must not read a whole history in one query: a page looks at `SCANNED_RUNS_MAX` runs and may be short,
+or empty, with a cursor to go on.
 """
 
 from __future__ import annotations

@@ -44,6 +44,9 @@ def durable_home() -> Path:
 
 def _asked_home(asked: Path) -> Home:
     data_dir = _real(asked)
+    if not str(data_dir).isprintable():
+        # Postgres' own pid file has one line per field.
+        raise EmbeddedPostgresError("not_a_data_dir", f"The name {str(data_dir)!r} has a line break or the like. Choose another.")
     account = account_for(data_dir)
     # First of all, because nothing below a barred directory can be asked about.
     barred = _barred_directory(data_dir, account)

@@ -8,7 +8,6 @@ in a file alone.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -16,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import trio
 
 from engine.store.embedded_postgres_error import EmbeddedPostgresError, as_sentence, sentence_for_output
 from engine.store.foreign_file import foreign_size_bytes, read_foreign_text
 from engine.store.postgres_account import Account, program_environment, read_links
 
-logger = logging.getLogger("durable.postgres")
+log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.01
 _READY_SECONDS_MAX = 600.0
@@ -110,7 +110,7 @@ async def stop(postmaster: Postmaster) -> None:
         with trio.move_on_after(seconds):
             await postmaster.wait_ended()
             return
-        logger.warning("Postgres (process %d) did not end within %.0f s of %s", postmaster.pid, seconds, number.name)
+        log.warning("postgres_does_not_end", pid=postmaster.pid, signal=number.name, waited_seconds=seconds)
 
 
 def find_postmaster(plan: PostmasterPlan) -> Postmaster | None:
@@ -139,7 +139,7 @@ async def _adopt(orphan: Postmaster, plan: PostmasterPlan) -> bool:
     with trio.move_on_after(_READY_SECONDS_MAX):
         await _until(lambda: _status(plan, orphan.pid) not in ("starting", "standby") or orphan.is_gone())
     if _status(plan, orphan.pid) == "ready" and not orphan.is_gone():
-        logger.info("adopted the Postgres (process %d) that an earlier engine left running", orphan.pid)
+        log.info("postgres_adopted", pid=orphan.pid, why="an earlier engine left it running")
         return True
     return False
 
@@ -220,7 +220,7 @@ def _forget_recycled_pid(plan: PostmasterPlan) -> None:
     # What can not be seen is left to Postgres' own judgement.
     if pid is None or not _exists(pid) or _is_postmaster_of(pid, plan) is not False:
         return
-    logger.warning("removed the stale postmaster.pid in %s: process %d is not its Postgres", plan.data_dir, pid)
+    log.warning("stale_pid_file_removed", data_dir=str(plan.data_dir), pid=pid, why="that process is not its Postgres")
     for path in (_pid_file(plan), *plan.data_dir.glob(".s.PGSQL.*.lock")):
         path.unlink(missing_ok=True)
 

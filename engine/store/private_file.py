@@ -101,4 +101,6 @@ def _write_once(path: Path, text: str) -> None:
         finally:
             unfinished.unlink()
     except OSError as error:
-        raise PrivateFileRefused(f"{path} can not be written ({error.strerror}). Set DURABLE_HOME to another directory.") from error
+        raise PrivateFileRefused(
+            f"{path} can not be written ({error.strerror}). Set DURABLE_HOME to another directory."
+        ) from error

@@ -60,9 +60,7 @@ async def read_event(conn: Connection, workspace_id: int, wanted_id: str) -> Eve
     if (event_id := _as_uuid(wanted_id)) is not None:
         row = await conn.fetchrow(READ_EVENT, event_id=event_id, workspace_id=workspace_id)
     if row is None:
-        event_id = await conn.fetchval(
-            FIND_EVENT_BY_SENT_ID, workspace_id=workspace_id, scope=EVENT_SCOPE, external_id=wanted_id
-        )
+        event_id = await conn.fetchval(FIND_EVENT_BY_SENT_ID, workspace_id=workspace_id, scope=EVENT_SCOPE, external_id=wanted_id)
         if event_id is None:
             return None
         row = await conn.fetchrow(READ_EVENT, event_id=event_id, workspace_id=workspace_id)

@@ -1,7 +1,7 @@
 """Reads one run as people see it: its event, steps, failed tries, open waits and retries, invocations, and why it does not run.
 
-The times of a step add up: between the commit before it and its own commit, the app worked, the step waited on purpose, and the rest
-was Durable's.
+The times of a step add up: between the commit before it and its own commit, the app worked, the step waited on purpose, and the
+rest was Durable's.
 """
 
 from __future__ import annotations
@@ -190,10 +190,11 @@ async def _steps(conn: Connection, run: Any) -> tuple[list[RunStep], StepTimes]:
     ]
     times, tail = split_times(run["created_at"], spans, run["ended_at"] or run["read_at"])
     steps = [
-        _committed_step(row, failed.get(row["step_id"], []), step_times)
-        for row, step_times in zip(rows, times, strict=True)
+        _committed_step(row, failed.get(row["step_id"], []), step_times) for row, step_times in zip(rows, times, strict=True)
     ]
-    return steps + await _open_steps(conn, run_id, failed), tail
+    settled = {step.id for step in steps}
+    # What ended between the two looks is not shown twice.
+    return steps + [step for step in await _open_steps(conn, run_id, failed) if step.id not in settled], tail
 
 
 def _tries(row: Any, failed: list[Any]) -> tuple[tuple[datetime, float], ...]:
@@ -268,9 +269,7 @@ def _failed_tries(failed: list[Any]) -> list[FailedTry]:
 def _invocations(run: Any, rows: list[Any]) -> list[InvocationEntry]:
     entries = [InvocationEntry(**row) for row in rows]
     if run["state"] in ("leased", "cancelled") and all(entry.generation != run["generation"] for entry in entries):
-        entries.append(
-            InvocationEntry(run["generation"], run["attempt"], None, run["leased_at"], None, None, None)
-        )
+        entries.append(InvocationEntry(run["generation"], run["attempt"], None, run["leased_at"], None, None, None))
     return entries
 
 

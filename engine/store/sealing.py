@@ -1,7 +1,8 @@
 """Seals secrets before they are stored (AES-256-GCM), and opens them again. It never stores or logs a secret itself.
 
-The sealing key is derived from DURABLE_SECRET_KEY, from the file that DURABLE_SECRET_KEY_FILE names, or, for an embedded database,
-from the file `secret.key` in DURABLE_HOME. What is sealed is bound to the row that holds it, so sealed texts can not be swapped.
+The sealing key is derived from DURABLE_SECRET_KEY, from the file that DURABLE_SECRET_KEY_FILE names, or, for an embedded
+database, from the file `secret.key` in DURABLE_HOME. What is sealed is bound to the row that holds it, so sealed texts can not be
+swapped.
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ async def list_signing_keys(conn: Connection, workspace_id: int) -> list[Signing
     return [SigningKeyEntry(**row) for row in await conn.fetch(LIST_SIGNING_KEYS, workspace_id=workspace_id)]
 
 
-async def read_live_keys(
-    conn: Connection, sealer: Sealer, app: str, env: str
-) -> tuple[int, Sequence[Key]] | None:
+async def read_live_keys(conn: Connection, sealer: Sealer, app: str, env: str) -> tuple[int, Sequence[Key]] | None:
     """The workspace's id and its live keys, the oldest first; None when there is no such workspace."""
     rows = await conn.fetch(READ_LIVE_SIGNING_KEYS, app=app, env=env)
     if not rows:

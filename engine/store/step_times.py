@@ -1,7 +1,7 @@
 """Splits the time of a run among its steps: what the app worked, what was waited on purpose, and what Durable took. Pure.
 
-A step's time runs from the commit before it (or the run's creation) to its own commit, so the parts of all steps and of the tail add
-up to the life of the run. Clocks of the app are only used for differences among themselves.
+A step's time runs from the commit before it (or the run's creation) to its own commit, so the parts of all steps and of the tail
+add up to the life of the run. Clocks of the app are only used for differences among themselves.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 
 import msgspec
 
@@ -32,9 +33,7 @@ class StepTimes(msgspec.Struct, frozen=True):
     durable_seconds: float
 
 
-def split_times(
-    created_at: datetime, spans: Sequence[StepSpan], until: datetime
-) -> tuple[list[StepTimes], StepTimes]:
+def split_times(created_at: datetime, spans: Sequence[StepSpan], until: datetime) -> tuple[list[StepTimes], StepTimes]:
     """The times of each step, and of what came after the last: until the end of the run, or until now."""
     times: list[StepTimes] = []
     from_at = created_at
@@ -59,7 +58,4 @@ def _split(span: StepSpan, from_at: datetime, to_at: datetime) -> StepTimes:
 
 
 def _between_tries(tries: Sequence[tuple[datetime, float]]) -> float:
-    return sum(
-        max((following - began).total_seconds() - seconds, 0.0)
-        for (began, seconds), (following, _) in zip(tries, tries[1:], strict=False)
-    )
+    return sum(max((following - began).total_seconds() - seconds, 0.0) for (began, seconds), (following, _) in pairwise(tries))

@@ -1,7 +1,7 @@
 """Takes an app's manifest: its functions, triggers and limits as rows, all or nothing. The same manifest again writes nothing.
 
-A function that is missing from the manifest is kept with its runs, and its lane is held until it returns. Whether the caller may say
-this for the workspace is the caller's to know.
+A function that is missing from the manifest is kept with its runs, and its lane is held until it returns. Whether the caller may
+say this for the workspace is the caller's to know.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ SELECT function_id, key_expression, slots
 ON CONFLICT (function_id, key_expression) DO UPDATE SET slots = excluded.slots, in_force = true
  WHERE concurrency_limit.slots <> excluded.slots OR NOT concurrency_limit.in_force""",
 )
-LIFT_LIMITS = Sql(
-    "lift_limits", "UPDATE concurrency_limit SET in_force = false WHERE limit_id = ANY($limit_ids::int[])"
-)
+LIFT_LIMITS = Sql("lift_limits", "UPDATE concurrency_limit SET in_force = false WHERE limit_id = ANY($limit_ids::int[])")
 # In id order, as everywhere. A claim that parks at a key holds it, so after this lock its parked run is seen.
 LOCK_KEYS_OF_LIMITS = Sql(
     "lock_keys_of_limits",
@@ -129,18 +127,15 @@ async def sync_app(conn: Connection, workspace_id: int, serve_url: str, manifest
     """Make the rows of the workspace what the manifest says. Refuses it as a whole with SyncRefused."""
     check_usable(manifest)
     text = msgspec.json.encode(manifest, order="deterministic").decode()
-    await conn.execute(LOCK_WORKSPACE_FOR_SYNC, workspace_id=workspace_id)
-    known = await conn.fetchrow(READ_SYNCED_APP, workspace_id=workspace_id)
-    if known is not None and known["serve_url"] == serve_url and known["manifest"] == text:
+    # Before the lock, since nearly every sync ends here; and behind it, since another may have written the same in between.
+    if await _is_known(conn, workspace_id, serve_url, text):
         return Synced(len(manifest.functions), is_changed=False)
-    await conn.execute(
-        PUT_APP, workspace_id=workspace_id, serve_url=serve_url, manifest=text, deployment=manifest.deployment
-    )
+    await conn.execute(LOCK_WORKSPACE_FOR_SYNC, workspace_id=workspace_id)
+    if await _is_known(conn, workspace_id, serve_url, text):
+        return Synced(len(manifest.functions), is_changed=False)
+    await conn.execute(PUT_APP, workspace_id=workspace_id, serve_url=serve_url, manifest=text, deployment=manifest.deployment)
     by_name = {function.id: function for function in manifest.functions}
-    removed = [
-        row["function_id"]
-        for row in await conn.fetch(REMOVE_FUNCTIONS, workspace_id=workspace_id, names=list(by_name))
-    ]
+    removed = [row["function_id"] for row in await conn.fetch(REMOVE_FUNCTIONS, workspace_id=workspace_id, names=list(by_name))]
     rows = await conn.fetch(
         PUT_FUNCTIONS,
         workspace_id=workspace_id,
@@ -172,9 +167,7 @@ def check_usable(manifest: Manifest) -> None:
         keys: set[str] = set()
         for number, limit in enumerate(function.concurrency):
             if limit.key is not None:
-                _check_expression(
-                    function.id, f"concurrency[{number}].key", limit.key, f"{place}/concurrency/{number}/key"
-                )
+                _check_expression(function.id, f"concurrency[{number}].key", limit.key, f"{place}/concurrency/{number}/key")
             if (limit.key or "") in keys:
                 raise SyncRefused(
                     "duplicate_limit",
@@ -183,6 +176,11 @@ def check_usable(manifest: Manifest) -> None:
                     f"{place}/concurrency/{number}",
                 )
             keys.add(limit.key or "")
+
+
+async def _is_known(conn: Connection, workspace_id: int, serve_url: str, text: str) -> bool:
+    known = await conn.fetchrow(READ_SYNCED_APP, workspace_id=workspace_id)
+    return known is not None and known["serve_url"] == serve_url and known["manifest"] == text
 
 
 def _check_expression(function: str, field: str, source: str, place: str) -> None:
@@ -225,18 +223,13 @@ async def _write_limits(conn: Connection, changed: dict[int, FunctionConfig]) ->
     if not changed:
         return False
     before = {
-        (row["function_id"], row["key_expression"]): row
-        for row in await conn.fetch(READ_LIMITS, function_ids=list(changed))
+        (row["function_id"], row["key_expression"]): row for row in await conn.fetch(READ_LIMITS, function_ids=list(changed))
     }
     wanted = {
-        (function_id, limit.key or ""): limit.limit
-        for function_id, function in changed.items()
-        for limit in function.concurrency
+        (function_id, limit.key or ""): limit.limit for function_id, function in changed.items() for limit in function.concurrency
     }
     lifted = [row["limit_id"] for name, row in before.items() if row["in_force"] and name not in wanted]
-    raised = [
-        row["limit_id"] for name, row in before.items() if row["in_force"] and wanted.get(name, 0) > row["slots"]
-    ]
+    raised = [row["limit_id"] for name, row in before.items() if row["in_force"] and wanted.get(name, 0) > row["slots"]]
     if wanted:
         await conn.execute(
             PUT_LIMITS,

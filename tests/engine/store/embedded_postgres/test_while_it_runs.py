@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+import structlog
 import trio
 import trio_asyncio
 
@@ -23,6 +26,14 @@ from tests.engine.store.embedded_postgres.engine_processes import (
 )
 
 pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def log_output() -> Iterator[list[MutableMapping[str, Any]]]:
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="shows what happens to root")
 
 
@@ -87,7 +98,7 @@ async def test_postgres_is_out_of_reach_of_the_terminals_interrupt(data_dir: Pat
 
 
 @pytest.mark.trio
-async def test_a_restart_waits_until_postgres_can_start_again(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_restart_waits_until_postgres_can_start_again(data_dir: Path, log_output: list[MutableMapping[str, Any]]) -> None:
     async with open_embedded_postgres(data_dir, fsync=False) as embedded, trio.open_nursery() as nursery:
         await nursery.start(serve_embedded_postgres, embedded)
         first = embedded.pid
@@ -96,7 +107,7 @@ async def test_a_restart_waits_until_postgres_can_start_again(data_dir: Path, ca
         control.rename(control.with_suffix(".away"))
         kill(first)
         with trio.fail_after(20):
-            while "Trying again" not in caplog.text:
+            while not any(line["event"] == "postgres_does_not_start" for line in log_output):
                 await trio.sleep(0.02)
             control.with_suffix(".away").rename(control)
             while embedded.pid == first:

@@ -1,0 +1,1 @@
+"""Benchmarks: real processes, embedded Postgres with fsync on, signatures on. `make bench`; see docs/performance.md."""

@@ -1,0 +1,1 @@
+"""The onboarding example: an app with one durable function, the world around it, and a demo that drives it."""

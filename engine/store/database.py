@@ -59,15 +59,20 @@ class Database:
             try:
                 async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
                     transaction = raw.transaction()
-                    await transaction.start()
                     try:
-                        result = await work(Connection(raw), *args, **kwargs)
-                    except BaseException:
-                        await _roll_back(raw, transaction)
-                        raise
-                    is_committing = True
-                    crash_point("before_commit")
-                    await transaction.commit()
+                        await transaction.start()
+                        try:
+                            result = await work(Connection(raw), *args, **kwargs)
+                        except BaseException:
+                            await _roll_back(raw, transaction)
+                            raise
+                        is_committing = True
+                        crash_point("before_commit")
+                        await transaction.commit()
+                    finally:
+                        # Cancelled in BEGIN, COMMIT or ROLLBACK nobody knows where it stands: it may not return to the pool.
+                        if not raw.is_closed() and raw.is_in_transaction():
+                            raw.terminate()
                     crash_point("after_commit")
                     return result
             except _LOST as error:

@@ -21,6 +21,9 @@ from durable.step import Step
 from durable.thread_runtime import ThreadHost, bodies
 
 QUIET_TURNS: Final = 6
+BUSY_TURNS_MAX: Final = 1_000
+"""A handler that takes turn after turn without a step (it polls something) is no reason to hold back checkpoints."""
+
 UNWIND_SECONDS_MAX: Final = 10.0
 """How long `finally` blocks of a handler may take when an invocation ends."""
 
@@ -97,11 +100,11 @@ class AsyncioScope:
                 raise
 
     async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
         while self.tasks:
-            # A task that swallows its cancellation is waited for: ending the scope without it would leak it.
-            await asyncio.wait(self.tasks)
+            for task in self.tasks:
+                task.cancel()
+            # One that swallows its cancellation is cancelled again, and waited for: leaving without it would leak it.
+            await asyncio.wait(self.tasks, timeout=UNWIND_SECONDS_MAX)
 
 
 class AsyncioSignal:
@@ -154,9 +157,8 @@ class AsyncioHost:
         self._has_shrunk = False
         self._steps_while_unwinding = 0
 
-    def start(self, signal: Signal) -> None:
+    def start(self, signal: Signal, context: Context) -> None:
         self._signal = signal
-        context = copy_context()
         context.run(_host_here.set, self)
         _watch_new_tasks(self._loop)
         self._root = self._loop.create_task(self._run(), context=context)
@@ -180,7 +182,8 @@ class AsyncioHost:
 
     def adopt(self, task: asyncio.Task[Any]) -> None:
         """A task was created by the handler or by one of its tasks."""
-        self._outside.add(task)
+        if task not in self._in_steps:  # an eager task may be in its first step already
+            self._outside.add(task)
         self._moves += 1
 
     async def wait_for_step(self, open_step: Callable[[], Any]) -> Any:
@@ -217,10 +220,12 @@ class AsyncioHost:
         if self._steps_while_unwinding > STEPS_WHILE_UNWINDING_MAX:
             await self._loop.create_future()
 
-    async def until_idle(self) -> None:
+    async def until_idle(self) -> bool:
         quiet_turns = 0
         moves = self._moves
-        while self.outcome is None:
+        for _ in range(BUSY_TURNS_MAX):
+            if self.outcome is not None:
+                break
             if self._has_runnable_task() or moves != self._moves:
                 moves = self._moves
                 quiet_turns = 0
@@ -231,8 +236,11 @@ class AsyncioHost:
             else:
                 quiet_turns += 1
             await asyncio.sleep(0)
+        else:
+            return False
         self._settled_at_move = moves
         self._has_shrunk = False
+        return True
 
     def _has_runnable_task(self) -> bool:
         ended = None

@@ -100,14 +100,6 @@ class StepUsageError(DurableError):
             self.code = code
 
 
-class StepTimeout(DurableError, TimeoutError):
-    """The body of a step took longer than its timeout. It counts as a failed try; give the step a longer `timeout`,
-    or make the body shorter.
-    """
-
-    code: str = "step_timeout"
-
-
 class ConfigurationError(DurableError):
     """The environment does not say what the SDK must know; the message says exactly what to set."""
 
@@ -117,9 +109,15 @@ class ConfigurationError(DurableError):
 class EngineUnreachable(DurableError):
     """The engine gave no answer that can be trusted, also after several tries. See that it runs and that
     DURABLE_URL is its address. Whether it took the message is not known; repeating it with the same id is safe.
+
+    `retry_after_seconds` is the pause that a busy engine (429, 503) asked for.
     """
 
     code: str = "engine_unreachable"
+
+    def __init__(self, message: str = "", *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class Refused(DurableError):

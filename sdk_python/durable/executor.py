@@ -5,6 +5,7 @@ before all that was asked for is delivered, one checkpoint of the run in flight 
 Never touches tasks, threads or sockets itself: the runtime's scope and host, and the sender, do.
 """
 
+import heapq
 import logging
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
 
@@ -30,6 +31,7 @@ from durable.event import Event
 from durable.function import Function
 from durable.json_text import decode, encode_result
 from durable.memo import Memo, StepIds
+from durable.replay_log import is_replaying
 from durable.runtime import Host, Job, Outcome, Reply, Runtime, Scope
 from durable.sender import Sender
 from durable.step_id import check_step_id
@@ -44,6 +46,7 @@ from durable.wire import (
     Invocation,
     MemoEntry,
     Op,
+    SendEventsOp,
     StepErrorOp,
     StepOp,
     YieldOp,
@@ -57,6 +60,7 @@ LEASE_MARGIN_SECONDS: Final = 2.0
 OUTSIDE_GRACE_SECONDS: Final = 0.1
 """How long an await that is no step may hold back the end of an invocation."""
 
+NEWS_PAUSE_SECONDS_MIN: Final = 1.0
 NEWS_SECONDS_MIN: Final = 0.05
 """A sleep that ends beside a running body is asked for this much after its time, not in a tight loop."""
 
@@ -125,13 +129,27 @@ class Outbox:
     """Ops that wait for the next message, in the order in which they arose."""
 
     ops: list[Op] = field(default_factory=list)
-    # What must be answered before the invocation can go on, and what must reach the engine unless it ends now.
-    is_urgent: bool = False
+    # Something in it should reach the engine soon unless the invocation ends now: a wait, or the end of one.
     is_prompt: bool = False
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the handler waits for the answer to something in it."""
+        return any(isinstance(op, StepOp | StepErrorOp | SendEventsOp) for op in self.ops)
+
+    def drop(self, step_id: str) -> None:
+        """Forget what a step that was given up would have told."""
+        self.ops = [op for op in self.ops if getattr(op, "id", None) != step_id]
+
+    def abandon(self, step_id: str) -> None:
+        if self.ops and isinstance(self.ops[-1], AbandonOp):
+            self.ops[-1] = AbandonOp(ids=[*self.ops[-1].ids, step_id])
+        else:
+            self.ops.append(AbandonOp(ids=[step_id]))
 
     def take(self) -> list[Op]:
         ops, self.ops = self.ops, []
-        self.is_urgent = self.is_prompt = False
+        self.is_prompt = False
         return ops
 
 
@@ -161,10 +179,13 @@ class Execution:
         self._outbox = Outbox()
         self._in_flight: list[Op] | None = None
         self._needs_news = False
-        self._news_due_at = float("inf")
+        # When waits that were reported here are over by this clock; then, beside a body, the engine is asked.
+        self._wait_ends: list[float] = []
+        self._asked_at = received_at
         self._lease_seconds = invocation.lease_seconds
         self._lease_ends_at = received_at + invocation.lease_seconds
-        self._received_at = received_at
+        # A short lease that the engine has just confirmed is enough for one start, or bodies would never begin.
+        self._lease_is_fresh = False
         self._handler_is_active = True
         self._fault: BaseException | None = None
         self._refusal: FailOp | None = None
@@ -176,12 +197,18 @@ class Execution:
 
     async def drive(self) -> Ended | None:
         """Start the handler and go on until the invocation has an end."""
-        self._host.start(self._signal)
+        context = copy_context()
+        # The handler's tasks inherit the context; what they find there must change with the replay.
+        context.run(is_replaying.set, cast(bool, _Replay(self)))
+        self._host.start(self._signal, context)
         while True:
-            await self._host.until_idle()
-            self._handler_is_active = False
+            is_idle = await self._host.until_idle()
             if self._must_stop():
                 break
+            if not is_idle:
+                self._flush()
+                continue
+            self._handler_is_active = False
             if self._deliver_next():
                 continue
             self._wake_retries()
@@ -239,9 +266,10 @@ class Execution:
         """Start what is planned, in call order, unless the lease is too short to start anything."""
         if not self._planned or self._memo.has_asked:
             return
-        if self._lease_ends_at - time.monotonic() <= LEASE_MARGIN_SECONDS:
+        if not self._lease_is_fresh and self._lease_ends_at - time.monotonic() <= LEASE_MARGIN_SECONDS:
             self._needs_news = True
             return
+        self._lease_is_fresh = False
         self.is_replaying = False
         planned, self._planned = self._planned, {}
         for step in planned.values():
@@ -286,7 +314,6 @@ class Execution:
         step.state = StepState.REPORTED
         step.job = None
         self._outbox.ops.append(op)
-        self._outbox.is_urgent = True
         self._signal.set()
 
     # Checkpoints.
@@ -295,13 +322,16 @@ class Execution:
         """Start a checkpoint if something has to reach the engine before the invocation can go on or end."""
         if self._in_flight is not None:
             return
-        if time.monotonic() >= self._news_due_at and self._busy_count:
-            self._needs_news = True
         outbox = self._outbox
+        now = time.monotonic()
+        if self._busy_count and self._waiting_count and now >= self._news_due_at():
+            self._needs_news = True
         if outbox.is_urgent or self._needs_news or (outbox.is_prompt and self._busy_count):
             self._in_flight = outbox.take()
             self._needs_news = False
-            self._news_due_at = float("inf")
+            self._asked_at = now
+            while self._wait_ends and self._wait_ends[0] <= now:
+                heapq.heappop(self._wait_ends)
             self._scope.start(self._checkpoint, self._in_flight)
 
     async def _checkpoint(self, ops: list[Op]) -> None:
@@ -335,6 +365,7 @@ class Execution:
         if answer.lease_seconds is not UNSET:
             self._lease_seconds = answer.lease_seconds
             self._lease_ends_at = sent_at + answer.lease_seconds
+        self._lease_is_fresh = True
         for entry in answer.resolved:
             self._memo.add(entry)
             step = self._open.get(entry.id)
@@ -352,8 +383,6 @@ class Execution:
                 self._leave_state(step)
                 step.state = StepState.ABANDONED
         self._note_unanswered(ops)
-        if self._waiting_count:
-            self._news_due_at = min(self._news_due_at, time.monotonic() + max(self._lease_seconds / 3, 1.0))
 
     def _note_unanswered(self, ops: list[Op]) -> None:
         # A reported step that the engine neither committed nor retries would hold the handler for ever. Ending with
@@ -436,10 +465,8 @@ class Execution:
         if not step.engine_has_it:
             self._outbox.ops.append(make_op(step.id))
             self._outbox.is_prompt = True
-            self._outbox.is_urgent |= not is_wait
-        if wait_seconds is not None:
-            due_at = time.monotonic() + max(wait_seconds, 0) + NEWS_SECONDS_MIN
-            self._news_due_at = min(self._news_due_at, due_at)
+            if wait_seconds is not None:
+                heapq.heappush(self._wait_ends, time.monotonic() + max(wait_seconds, 0) + NEWS_SECONDS_MIN)
 
     def cancelled(self, step: OpenStep) -> BaseException | None:
         """The await of this step was cancelled: what to raise at the step, None for the cancellation itself.
@@ -472,8 +499,8 @@ class Execution:
 
     def _abandon(self, step: OpenStep) -> None:
         is_resolved = step.state is StepState.RESOLVED or step.state is StepState.ABANDONED
-        if step.state is StepState.WAITING and not step.engine_has_it:
-            self._outbox.ops = [op for op in self._outbox.ops if getattr(op, "id", None) != step.id]
+        if step.body is None or step.state is StepState.REPORTED:
+            self._outbox.drop(step.id)
         if step.job is not None:
             step.job.cancel()
         self._planned.pop(step.id, None)
@@ -482,16 +509,9 @@ class Execution:
         self._close(step)
         self._handler_moved()
         if not is_resolved:
-            self._append_abandoned(step.id)
+            self._outbox.abandon(step.id)
             # A wait that stays open could take the event that a later wait should have.
             self._outbox.is_prompt |= needs_engine
-
-    def _append_abandoned(self, step_id: str) -> None:
-        ops = self._outbox.ops
-        if ops and isinstance(ops[-1], AbandonOp):
-            ops[-1] = AbandonOp(ids=[*ops[-1].ids, step_id])
-        else:
-            ops.append(AbandonOp(ids=[step_id]))
 
     def _handler_moved(self) -> None:
         self._signal.set()
@@ -562,9 +582,14 @@ class Execution:
 
     def _next_due_at(self) -> float | None:
         due_at = min((step.due_at for step in self._backing_off.values()), default=float("inf"))
-        if self._in_flight is None and self._busy_count:
-            due_at = min(due_at, self._news_due_at)
+        if self._in_flight is None and self._busy_count and self._waiting_count:
+            due_at = min(due_at, self._news_due_at())
         return None if due_at == float("inf") else due_at
+
+    def _news_due_at(self) -> float:
+        """When to ask the engine what became of the waits, while a body runs that keeps the invocation alive."""
+        regularly_at = self._asked_at + max(self._lease_seconds / 3, NEWS_PAUSE_SECONDS_MIN)
+        return min(regularly_at, self._wait_ends[0]) if self._wait_ends else regularly_at
 
     async def _end(self) -> Ended | None:
         """Stop what still runs and say how the invocation ended."""
@@ -606,6 +631,16 @@ class Execution:
             return [CompleteOp(output=Raw(encode_result(outcome.value, where="what the function returned")))]
         except Exception as error:
             return [*results, fail_op(error)]
+
+
+class _Replay:
+    """True while the handler of this execution replays; stands in the context of its tasks."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    def __bool__(self) -> bool:
+        return self._execution.is_replaying
 
 
 def _event(invocation: Invocation) -> Event:

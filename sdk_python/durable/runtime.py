@@ -64,12 +64,14 @@ class Host(Protocol):
 
     outcome: Outcome | None
 
-    def start(self, signal: Signal) -> None:
-        """Start the handler. `signal` is set when it has ended."""
+    def start(self, signal: Signal, context: Context) -> None:
+        """Start the handler in this context. `signal`, which wakes the execution, is set when it has ended."""
         ...
 
-    async def until_idle(self) -> None:
-        """Wait until every task of the handler waits, or the handler has ended."""
+    async def until_idle(self) -> bool:
+        """Wait until every task of the handler waits, or the handler has ended: True. False: the signal was set
+        meanwhile, and the handler is still at work.
+        """
         ...
 
     def outside_waits(self) -> list[str]:

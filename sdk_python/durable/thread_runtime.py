@@ -172,11 +172,14 @@ class ThreadHost:
         self._replies: dict[Any, ThreadReply] = {}
         # Idents of the handler's threads that are not in a step now.
         self._outside: set[int] = set()
+        # Counts what the threads do; looks at their frames only say something while it stays the same.
         self._moves = 0
+        self._looked_at_move = 0
+        self._quiet_looks = 0
 
-    def start(self, signal: Signal) -> None:
+    def start(self, signal: Signal, context: Context) -> None:
         self._signal = signal
-        handlers.start(self._run, self._ended_in_thread, copy_context())
+        handlers.start(self._run, self._ended_in_thread, context)
         self._outside.add(0)  # the main thread until its first call tells its ident
 
     def _run(self) -> Any:
@@ -226,22 +229,21 @@ class ThreadHost:
         self._outside.add(reply.ident)
         reply.hand_over(outcome)
 
-    async def until_idle(self) -> None:
+    async def until_idle(self) -> bool:
         assert self._signal is not None
-        quiet_looks = 0
-        moves = self._moves
-        while self.outcome is None and self._outside and self._replies:
-            # Some threads are in steps, others are not: those may wait for the former, or still run.
-            if moves == self._moves and self._all_outside_wait():
-                quiet_looks += 1
-                if quiet_looks >= QUIET_LOOKS:
-                    return
-            else:
-                moves = self._moves
-                quiet_looks = 0
-            await self._signal.wait(time.monotonic() + LOOK_SECONDS)
-        while self.outcome is None and self._outside and not self._replies:
+        if self.outcome is not None or not self._outside:
+            return True
+        if not self._replies:
             await self._signal.wait(None)
+        else:
+            # Some threads are in steps, others are not: those wait for the former, or are still at work.
+            if self._moves != self._looked_at_move:
+                self._looked_at_move, self._quiet_looks = self._moves, 0
+            if self._quiet_looks >= QUIET_LOOKS:
+                return True
+            self._quiet_looks = self._quiet_looks + 1 if self._all_outside_wait() else 0
+            await self._signal.wait(time.monotonic() + LOOK_SECONDS)
+        return self.outcome is not None or not self._outside
 
     def _all_outside_wait(self) -> bool:
         frames = sys._current_frames()

@@ -117,10 +117,9 @@ class TrioHost:
     def __init__(self, scope: TrioScope, execution: Any) -> None:
         self.outcome: Outcome | None = None
         self.runnable_count = 0
-        self.idle = TrioSignal()
+        self.signal: Signal = TrioSignal()
         self._scope = scope
         self._execution = execution
-        self._signal: Signal | None = None
         self._root: trio.lowlevel.Task | None = None
         self._in_steps: set[trio.lowlevel.Task] = set()
         self._ended = trio.Event()
@@ -128,10 +127,9 @@ class TrioHost:
         # handler's steps could not tell it from a clock of the user.
         self._cancel_scope = trio.CancelScope(shield=True)
 
-    def start(self, signal: Signal) -> None:
-        self._signal = signal
+    def start(self, signal: Signal, context: Context) -> None:
+        self.signal = signal
         _watch_turns()
-        context = copy_context()
         context.run(_host_here.set, self)
         context.run(self._scope.nursery.start_soon, self._run)
 
@@ -148,8 +146,7 @@ class TrioHost:
 
     def _end(self) -> None:
         self._ended.set()
-        assert self._signal is not None
-        self._signal.set()
+        self.signal.set()
 
     async def wait_for_step(self, open_step: Callable[[], Any]) -> Any:
         """Call a step and await its result; the await of every async step tool on Trio."""
@@ -176,9 +173,10 @@ class TrioHost:
             raise outcome.error
         return outcome.value
 
-    async def until_idle(self) -> None:
-        while self.runnable_count > 0 and self.outcome is None:
-            await self.idle.wait(None)
+    async def until_idle(self) -> bool:
+        if self.runnable_count > 0 and self.outcome is None:
+            await self.signal.wait(None)
+        return self.runnable_count <= 0 or self.outcome is not None
 
     def outside_waits(self) -> list[str]:
         places = (
@@ -250,7 +248,7 @@ class _TurnCounter(trio.abc.Instrument):
         if host is not None:
             host.runnable_count -= 1
             if host.runnable_count <= 0:
-                host.idle.set()
+                host.signal.set()
 
 
 def _watch_turns() -> None:

@@ -63,12 +63,23 @@ async def test_every_kind_of_bad_signature_gets_the_same_answer(api: Api) -> Non
     ]
     bad += [
         {**good, "webhook-signature": signature}
-        for signature in ("", "v1,", "v1", "v1,AAAA", "v2," + "A" * 44, "v1," + "A" * 43 + "=", " ".join(["v1," + "A" * 43 + "="] * 10_000))
+        for signature in (
+            "",
+            "v1,",
+            "v1",
+            "v1,AAAA",
+            "v2," + "A" * 44,
+            "v1," + "A" * 43 + "=",
+            " ".join(["v1," + "A" * 43 + "="] * 10_000),
+        )
     ]
     bad += [signed_headers(key, SHOP, BODY, at=now + offset) for offset in (-301, 301, -10_000)]
     bad += [{**good, "webhook-timestamp": odd} for odd in ("nan", "1e9", "-1", "0x10", " 1", "9" * 40)]
     bad += [signed_headers(Key.parse(new_key()), SHOP, BODY), signed_headers(api.keys[OTHER], SHOP, BODY)]
-    bad += [signed_headers(key, workspace, BODY) for workspace in (OTHER, Workspace("shop", "prod"), Workspace("*", "acc"), Workspace("no", "acc"))]
+    bad += [
+        signed_headers(key, workspace, BODY)
+        for workspace in (OTHER, Workspace("shop", "prod"), Workspace("*", "acc"), Workspace("no", "acc"))
+    ]
     bad += [signed_headers(key, SHOP, BODY + b" "), {}]
     answers = set()
     for headers in bad:
@@ -90,14 +101,27 @@ async def test_a_header_that_comes_twice_is_no_credential(api: Api, name: str) -
 
 async def test_who_fails_too_often_is_slowed_down_and_who_was_good_is_not(api: Api) -> None:
     assert (await api.signed("POST", "/v1/events", EVENTS)).status == 200
-    statuses = [(await api.raw("GET", "/v1/apps", headers={"authorization": f"Bearer {new_admin_token()}"})).status for _ in range(35)]
+    statuses = [
+        (await api.raw("GET", "/v1/apps", headers={"authorization": f"Bearer {new_admin_token()}"})).status for _ in range(35)
+    ]
     assert statuses[0] == 401 and statuses[-1] == 429
     reply = await api.raw("GET", "/v1/apps", headers={"authorization": f"Bearer {new_admin_token()}"})
     assert reply.json["code"] == "too_many_failures" and 1 <= int(reply.headers["retry-after"]) <= 61
     assert (await api.signed("POST", "/v1/events", EVENTS)).status == 200
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer x", "Basic dat_x", f"Bearer {ADMIN_TOKEN_PREFIX}", "Bearer dat_" + "x" * 9_000, "Bearer dek_" + "x" * 43])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer x",
+        "Basic dat_x",
+        f"Bearer {ADMIN_TOKEN_PREFIX}",
+        "Bearer dat_" + "x" * 9_000,
+        "Bearer dek_" + "x" * 43,
+    ],
+)
 async def test_a_bad_token_is_refused(api: Api, header: str) -> None:
     reply = await api.raw("GET", "/v1/apps", headers={"authorization": header})
     assert (reply.status, reply.json["code"]) == (401, "bad_token")

@@ -208,7 +208,9 @@ async def test_a_sync_with_a_bad_expression_is_refused_whole_and_says_where(api:
         ("PUT", "/v1/sync", {"type": "sync", "url": "http://127.0.0.1:1/", "manifest": {"type": "manifest", "workspace": as_json(OTHER), "protocol": [1], "functions": []}}),
     ],
 )  # fmt: skip
-async def test_a_message_for_another_workspace_than_the_keys_is_refused(api: Api, method: str, path: str, message: dict[str, Any]) -> None:
+async def test_a_message_for_another_workspace_than_the_keys_is_refused(
+    api: Api, method: str, path: str, message: dict[str, Any]
+) -> None:
     body = json.dumps({**message, "workspace": as_json(OTHER)}).encode()
     reply = await api.signed(method, path, body)
     assert (reply.status, reply.json["code"]) == (401, "wrong_workspace")
@@ -221,7 +223,9 @@ async def test_a_run_of_one_workspace_is_invisible_from_another(api: Api) -> Non
     asked = {"type": "result", "workspace": as_json(OTHER), "run_id": run_id}
     assert (await api.signed("POST", "/v1/result", asked, OTHER)).json["code"] == "run_not_found"
     entry = {"run_id": run_id, "generation": lease.generation, "known": 0, "ops": [step_op("a")], "ends": False}
-    reply = await api.signed("POST", "/v1/checkpoint", {"type": "checkpoint", "workspace": as_json(OTHER), "entries": [entry]}, OTHER)
+    reply = await api.signed(
+        "POST", "/v1/checkpoint", {"type": "checkpoint", "workspace": as_json(OTHER), "entries": [entry]}, OTHER
+    )
     assert reply.json["entries"][0]["status"] == "stale"
     start = {"type": "start", "workspace": as_json(OTHER), "function": "welcome"}
     assert (await api.signed("POST", "/v1/start", start, OTHER)).json["code"] == "function_not_found"

@@ -67,7 +67,9 @@ async def test_events_of_other_names_do_not_wait_for_a_registration(database: Da
 async def test_an_event_before_its_wait_is_taken_by_lookback_even_under_a_new_shape(database: Database) -> None:
     world = await make_world(database)
     run_id = await world.start()
-    await world.append(world.event("approved", {"id": 6}), world.event("approved", {"id": 7, "n": 1}), world.event("approved", {"id": 7, "n": 2}))
+    await world.append(
+        world.event("approved", {"id": 6}), world.event("approved", {"id": 7, "n": 1}), world.event("approved", {"id": 7, "n": 2})
+    )
     answer = await world.say(await world.claim_one(), wait("w", "approved", {"id": 7}))
     assert answer.resolved[0].id == "w" and b'"n":1' in bytes(answer.resolved[0].data)
     assert await world.state(run_id) == "leased"
@@ -420,7 +422,9 @@ async def test_cancelling_any_statement_rolls_back_and_leaves_the_pool_whole(dat
     world = await make_world(database, function("f", "go", limit=3, key="k"))
     chance = random.Random(seed)
     works: list[Callable[[], Any]] = [
-        lambda: world.append(world.event("go", {"k": chance.randrange(3)}), world.event("approved", {"id": 1}, f"e{chance.random()}")),
+        lambda: world.append(
+            world.event("go", {"k": chance.randrange(3)}), world.event("approved", {"id": 1}, f"e{chance.random()}")
+        ),
         lambda: world.claim(3),
         lambda: database.transact(fire_timers),
         lambda: database.transact(reclaim_leases),
@@ -438,7 +442,9 @@ async def test_cancelling_any_statement_rolls_back_and_leaves_the_pool_whole(dat
             except (TransactionConflict, CommitUnknown):
                 pass
     assert await world.rows("SELECT 1 AS one") == [{"one": 1}], f"seed {seed}"
-    idle = await world.rows("SELECT count(*) AS n FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()")
+    idle = await world.rows(
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"
+    )
     assert idle[0]["n"] == 0, f"seed {seed}"
     async with trio.open_nursery() as nursery:
         for _ in range(12):

@@ -40,7 +40,9 @@ class BenchSystem:
 
     def is_drained(self) -> bool:
         """Whether no run is left that has not ended."""
-        return not any(durable_json("run", "list", "--status", status, "--limit", "1")["runs"] for status in ("running", "queued", "waiting"))
+        return not any(
+            durable_json("run", "list", "--status", status, "--limit", "1")["runs"] for status in ("running", "queued", "waiting")
+        )
 
 
 @contextmanager

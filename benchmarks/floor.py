@@ -28,8 +28,10 @@ STATEMENTS = (
     """INSERT INTO event (event_id, workspace_id, seq, name, external_id, data, received_at, decisions)
        SELECT id, 1, nextval('event_seq'), 'three.wanted', id::text, '{"n":1}', now(), 1 FROM unnest($1::uuid[]) AS u (id)""",
     "INSERT INTO event_decision (event_id, function_id, decision, run_id) SELECT id, 1, 'run', id FROM unnest($1::uuid[]) AS u (id)",
-    "INSERT INTO run (run_id, workspace_id, function_id, event_id, event_seq, created_at) SELECT id, 1, 1, id, 1, now() FROM unnest($1::uuid[]) AS u (id)",
-    "INSERT INTO live_run (run_id, workspace_id, function_id, state, order_at) SELECT id, 1, 1, 'ready', now() FROM unnest($1::uuid[]) AS u (id)",
+    """INSERT INTO run (run_id, workspace_id, function_id, event_id, event_seq, created_at)
+       SELECT id, 1, 1, id, 1, now() FROM unnest($1::uuid[]) AS u (id)""",
+    """INSERT INTO live_run (run_id, workspace_id, function_id, state, order_at)
+       SELECT id, 1, 1, 'ready', now() FROM unnest($1::uuid[]) AS u (id)""",
 )
 CLAIM = "UPDATE live_run SET state = 'leased', generation = 1, due_at = now() + interval '30 s' WHERE run_id = ANY($1::uuid[])"
 STEP = """INSERT INTO step (run_id, step_id, position, kind, data, generation, started_at, duration_seconds)

@@ -127,9 +127,7 @@ async def _serve(settings: Settings, database: Database, say: Callable[[str], No
             if is_dev and not watched:
                 say("Apps       none yet: start one and name its URL, `durable dev --app-url http://127.0.0.1:8000/`")
 
-        await run_engine(
-            engine, api, settings.host, settings.port, watched, lambda text: say(f"App        {text}"), on_listening
-        )
+        await run_engine(engine, api, settings.host, settings.port, watched, lambda text: say(f"App        {text}"), on_listening)
         with trio.move_on_after(2):
             await database.transact(forget_engine, engine_id)
 

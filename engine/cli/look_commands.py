@@ -135,7 +135,7 @@ def _add_tasks(tree: Tree, task: Any) -> None:
         branch = tree
         left = nursery["deadline_in_seconds"]
         if len(task["nurseries"]) > 1 or left is not None:
-            word = "nursery" if left is None else f"nursery, {short_seconds(max(left, 0.0))} left"
+            word = nursery["name"] if left is None else f"{nursery['name']}, {short_seconds(max(left, 0.0))} left"
             branch = tree.add(Text(word, style="dim"))
         for child in nursery["tasks"]:
             _add_tasks(branch.add(Text(printable(child["name"]))), child)

@@ -56,9 +56,7 @@ from protocol.ops import (
 )
 
 
-def decide(
-    run: LiveRun, config: FunctionConfig, recorded: Recorded, outcome: Outcome, *, jitter: float
-) -> Transition | Refused:
+def decide(run: LiveRun, config: FunctionConfig, recorded: Recorded, outcome: Outcome, *, jitter: float) -> Transition | Refused:
     """The transition of `run` by `outcome`, or why it is refused. `jitter` is a random number in [0, 1)."""
     match outcome:
         case Reported():
@@ -88,9 +86,7 @@ def decide(
 class _Report:
     """Works through the ops of one report, in order, on a copy of what is open in the run."""
 
-    def __init__(
-        self, run: LiveRun, config: FunctionConfig, recorded: Recorded, report: Reported, jitter: float
-    ) -> None:
+    def __init__(self, run: LiveRun, config: FunctionConfig, recorded: Recorded, report: Reported, jitter: float) -> None:
         self.run, self.config, self.recorded, self.report, self.jitter = run, config, recorded, report, jitter
         self.memo: list[NewMemo] = []
         self.new_ids: dict[str, StepKind] = {}
@@ -127,7 +123,10 @@ class _Report:
             case SendEvents():
                 if (refusal := self._place(op.id, "send_events")) is not None or self._is_settled(op.id):
                     return refusal
-                ids = [event.id if isinstance(event.id, str) else sent_event_id(self.run.run_id, op.id, i) for i, event in enumerate(op.events)]
+                ids = [
+                    event.id if isinstance(event.id, str) else sent_event_id(self.run.run_id, op.id, i)
+                    for i, event in enumerate(op.events)
+                ]
                 self.sends.append(op)
                 self._remember(NewMemo(op.id, "send_events", data=msgspec.json.encode({"ids": ids}).decode()))
                 self.has_unseen = True

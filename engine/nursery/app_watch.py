@@ -79,9 +79,7 @@ async def take_manifest(engine: EngineContext, url: str, manifest: Manifest) -> 
     return f"{url}: {manifest.workspace} with {names} (deployment {manifest.deployment[:12]})"
 
 
-async def serve_known_apps(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_known_apps(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Ask every app that the database knows for its manifest, now and then."""
     task_status.started()
     while True:

@@ -18,9 +18,7 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 5.0
 
 
-async def serve_promotions(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_promotions(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Hand free slots to waiters where a release could not."""
     task_status.started()
     while True:
@@ -39,9 +37,7 @@ async def serve_promotions(
             await engine.hints.promotion_owed.wait()
 
 
-async def serve_backfill(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_backfill(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Key earlier events by the shapes of new waits."""
     task_status.started()
     while True:

@@ -54,9 +54,7 @@ async def serve_dispatcher(
         look_seconds = min(look_seconds * 2, LOOK_SECONDS_MAX)
 
 
-async def claim_and_start(
-    engine: EngineContext, invocations: trio.Nursery, after_lane: int = 0
-) -> tuple[int, int]:
+async def claim_and_start(engine: EngineContext, invocations: trio.Nursery, after_lane: int = 0) -> tuple[int, int]:
     """Claim what is due and there is room for, and start it; how many, and the lane to go on after."""
     # Claim and hand-over are one act: cancelled between them, the leases would be nobody's until they ended.
     with trio.CancelScope(shield=True, deadline=trio.current_time() + HANDOVER_SECONDS_MAX):

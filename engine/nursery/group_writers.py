@@ -24,9 +24,7 @@ def make_event_writer(database: Database, hints: Hints) -> GroupWriter[NewEvent,
     return GroupWriter("events", flush)
 
 
-def make_report_writer(
-    database: Database, hints: Hints, lease_seconds: float
-) -> GroupWriter[RunReport, EntryAnswer]:
+def make_report_writer(database: Database, hints: Hints, lease_seconds: float) -> GroupWriter[RunReport, EntryAnswer]:
     """Applies what invocations report."""
 
     async def flush(reports: Sequence[RunReport], is_repeated: bool) -> Sequence[EntryAnswer | Requeue]:

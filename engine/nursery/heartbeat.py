@@ -17,9 +17,7 @@ from engine.store.extend_leases import extend_leases, find_my_leases
 log = structlog.get_logger(__name__)
 
 
-async def serve_heartbeat(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_heartbeat(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Renew leases three times in their length."""
     task_status.started()
     while True:

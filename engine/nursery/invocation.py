@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import msgspec
 import structlog
-import trio
 from msgspec import Raw
 
 from engine.core.outcome import CallDied, HandedBack, Outcome, Reported, Undelivered
@@ -76,9 +75,7 @@ async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:
         if not keys:
             return Undelivered("app_unreachable", f"The workspace {workspace} has no signing key.")
         crash_point("during_call")
-        result = await engine.apps.invoke(
-            handover.serve_url, workspace, keys, [handover.invocation], on_line
-        )
+        result = await engine.apps.invoke(handover.serve_url, workspace, keys, [handover.invocation], on_line)
     if reported:
         return reported[0]
     return _outcome_without_line(inflight, result)

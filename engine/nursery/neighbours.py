@@ -20,9 +20,7 @@ CHANNEL = "durable"
 COALESCE_SECONDS = 0.01
 
 
-async def serve_notifier(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_notifier(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Tell the other engines."""
     pending: set[str] = set()
     filled = trio.Event()
@@ -48,9 +46,7 @@ async def serve_notifier(
             log.warning("notify_failed", error=str(error))
 
 
-async def serve_listener(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_listener(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Hear the other engines."""
 
     def heard(payload: str) -> None:

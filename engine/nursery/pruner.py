@@ -16,15 +16,16 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 60.0
 
 
-async def serve_pruner(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_pruner(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Prune once a minute."""
     task_status.started()
     while True:
         await trio.sleep(LOOK_SECONDS)
         try:
-            while await engine.database.transact(prune_expired):
+            has_more = True
+            while has_more:
+                has_more = await engine.database.transact(prune_expired)
+                # Pages with room between them: deleting is never urgent.
                 await trio.sleep(0.1)
         except (DatabaseUnavailable, TransactionConflict) as error:
             log.warning("prune_failed", error=str(error))

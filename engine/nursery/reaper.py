@@ -16,9 +16,7 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0
 
 
-async def serve_reaper(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_reaper(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Look for ended leases once a second."""
     task_status.started()
     while True:

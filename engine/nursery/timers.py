@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from engine.nursery.context import EngineContext
+from engine.nursery.task_tree import name_nursery
 from engine.store.crash_points import crash_point
 from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.fire_timers import Deadline, fire_timers, read_near_deadlines
@@ -25,13 +26,12 @@ ALARMS_MAX = 2_000
 AlarmKey = tuple[object, str]
 
 
-async def serve_timers(
-    engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
+async def serve_timers(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Set an alarm for every timer of the next seconds, and fire what is due."""
     alarms: dict[AlarmKey, trio.Event] = {}
     rang = engine.hints.timer_rang
     async with trio.open_nursery() as nursery:
+        name_nursery(nursery, "alarms")
         nursery.start_soon(_serve_firing, engine, name="timers firing")
         task_status.started()
         while True:
@@ -55,9 +55,7 @@ async def serve_timers(
                 await engine.hints.timer_near.wait()
 
 
-async def _alarm(
-    engine: EngineContext, alarms: dict[AlarmKey, trio.Event], key: AlarmKey, deadline: Deadline
-) -> None:
+async def _alarm(engine: EngineContext, alarms: dict[AlarmKey, trio.Event], key: AlarmKey, deadline: Deadline) -> None:
     """Ring at the deadline, unless the wait ends before."""
     ended = alarms[key]
     with trio.move_on_after(deadline.in_seconds) as scope:

@@ -22,6 +22,7 @@ from engine.nursery.neighbours import serve_listener, serve_notifier
 from engine.nursery.pruner import serve_pruner
 from engine.nursery.reaper import serve_reaper
 from engine.nursery.signals import serve_signals
+from engine.nursery.task_tree import name_nursery
 from engine.nursery.timers import serve_timers
 from engine.store.crash_points import crash_point
 from protocol.manifest import Workspace
@@ -40,6 +41,7 @@ async def run_engine(
 ) -> None:
     """Run until drained. A service that crashes takes the tree down; a lost database does not."""
     async with trio.open_nursery() as support:
+        name_nursery(support, "support")
         closing = trio.Event()
         await support.start(serve_signals, engine.draining.set, support.cancel_scope.cancel)
         await support.start(engine.events.serve, name="writer of events")
@@ -48,9 +50,11 @@ async def run_engine(
         await support.start(serve_notifier, engine)
         await support.start(serve_listener, engine)
         async with trio.open_nursery() as inflight:
+            name_nursery(inflight, "inflight")
             binds = await inflight.start(serve_http, api, host, port, closing)
             on_listening(binds[0])
             async with trio.open_nursery() as intake:
+                name_nursery(intake, "intake")
                 await intake.start(serve_dispatcher, engine, inflight)
                 await intake.start(serve_timers, engine)
                 await intake.start(serve_reaper, engine)

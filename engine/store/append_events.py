@@ -12,8 +12,8 @@ from datetime import datetime
 from hashlib import sha256
 from uuid import UUID
 
-from engine.store.create_runs import decide_runs, write_runs
 from engine.store.crash_points import crash_point
+from engine.store.create_runs import decide_runs, write_runs
 from engine.store.event_buckets import lock_event_buckets
 from engine.store.event_json import event_json
 from engine.store.match_waits import match_waits
@@ -182,17 +182,13 @@ async def write_events(conn: Connection, events: Sequence[NewEvent]) -> bool:
         decisions=[decided[event.event_id] for event in events],
     )
     places = {row["event_id"]: row for row in rows}
-    stored = [
-        StoredEvent(event, places[event.event_id]["seq"], places[event.event_id]["received_at"]) for event in events
-    ]
+    stored = [StoredEvent(event, places[event.event_id]["seq"], places[event.event_id]["received_at"]) for event in events]
     created = await write_runs(conn, decisions, stored)
     woken = await match_waits(conn, stored)
     return created > 0 or bool(woken)
 
 
-async def _answers(
-    conn: Connection, events: Sequence[NewEvent], fresh: set[UUID], known: set[UUID]
-) -> list[AppendedEvent]:
+async def _answers(conn: Connection, events: Sequence[NewEvent], fresh: set[UUID], known: set[UUID]) -> list[AppendedEvent]:
     repeated = [event for event in events if event.event_id not in fresh and event.event_id not in known]
     first_of: dict[tuple[int, str, str], tuple[UUID, bytes]] = {}
     if repeated:
@@ -216,8 +212,6 @@ async def _answers(
             event_id, body_sha256 = first_of[event.dedup_key]
             is_duplicate, is_conflict = True, body_sha256 != event.body_sha256
         answers.append(
-            AppendedEvent(
-                event.external_id or str(event_id), event_id, tuple(runs.get(event_id, ())), is_duplicate, is_conflict
-            )
+            AppendedEvent(event.external_id or str(event_id), event_id, tuple(runs.get(event_id, ())), is_duplicate, is_conflict)
         )
     return answers

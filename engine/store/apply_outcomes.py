@@ -59,7 +59,8 @@ SELECT i.run_id, i.outcome
   JOIN unnest($run_ids::uuid[], $generations::int[]) AS u (run_id, generation) USING (run_id, generation)""",
 )
 FORGET_EVENT_IDS = Sql(
-    "forget_event_ids", "DELETE FROM event_dedup WHERE event_id = ANY($event_ids::uuid[]) AND workspace_id = ANY($workspace_ids::int[])"
+    "forget_event_ids",
+    "DELETE FROM event_dedup WHERE event_id = ANY($event_ids::uuid[]) AND workspace_id = ANY($workspace_ids::int[])",
 )
 READ_NEWS = Sql(
     "read_news",
@@ -204,9 +205,7 @@ def _fence(
         run = runs.get(run_id)
         if run is None and run_id in held_elsewhere:
             continue
-        is_current = (
-            run is not None and run.generation == report.generation and run.workspace_id == report.workspace_id
-        )
+        is_current = run is not None and run.generation == report.generation and run.workspace_id == report.workspace_id
         if run is not None and is_current and run.state in ("leased", "cancelled"):
             valid.append(report)
         else:
@@ -214,9 +213,7 @@ def _fence(
     return valid
 
 
-async def _recognize_repeated(
-    conn: Connection, first_of: dict[UUID, RunReport], answers: dict[UUID, EntryAnswer]
-) -> None:
+async def _recognize_repeated(conn: Connection, first_of: dict[UUID, RunReport], answers: dict[UUID, EntryAnswer]) -> None:
     """The end of an invocation that came before and was applied is answered as it was then."""
     stale = [
         report
@@ -266,7 +263,11 @@ async def _decide(
             earlier = {step_id: wait.earlier for step_id, wait in waits.items() if wait.earlier is not None}
             known = Recorded(known.steps, known.waits, known.retries, known.failed_attempts, earlier)
             transition = decide(
-                run, configs[run.function_id], known, report.outcome, jitter=random.random()  # not for secrets
+                run,
+                configs[run.function_id],
+                known,
+                report.outcome,
+                jitter=random.random(),  # not for secrets
             )
         if isinstance(transition, Refused):
             error = Refusal(transition.code, transition.message, transition.hint)
@@ -376,6 +377,4 @@ def _raw(text: str | None) -> Raw | UnsetType:
 def _in_order(
     reports: Sequence[RunReport], first_of: dict[UUID, RunReport], answers: dict[UUID, EntryAnswer]
 ) -> list[EntryAnswer | Requeue]:
-    return [
-        answers.get(report.run_id, REQUEUE) if first_of[report.run_id] is report else REQUEUE for report in reports
-    ]
+    return [answers.get(report.run_id, REQUEUE) if first_of[report.run_id] is report else REQUEUE for report in reports]

@@ -24,9 +24,7 @@ SELECT shape_id, workspace_id, event_name, paths, is_ready FROM event_shape AS s
  WHERE NOT is_ready OR EXISTS (SELECT FROM wait WHERE wait.shape_id = shape.shape_id AND wait.is_pending)
  ORDER BY shape_id LIMIT 1""",
 )
-LOCK_SHAPE = Sql(
-    "lock_shape", "SELECT is_ready FROM event_shape WHERE shape_id = $shape_id FOR UPDATE SKIP LOCKED"
-)
+LOCK_SHAPE = Sql("lock_shape", "SELECT is_ready FROM event_shape WHERE shape_id = $shape_id FOR UPDATE SKIP LOCKED")
 FIND_PENDING_WAITS = Sql(
     "find_pending_waits",
     "SELECT DISTINCT run_id FROM (SELECT run_id FROM wait WHERE shape_id = $shape_id AND is_pending LIMIT $waits_max) AS pending",

@@ -1,4 +1,4 @@
-"""Cancels a run: it has ended at once. An invocation that is under way hears of it at its next checkpoint, and keeps its slot until then."""
+"""Cancels a run: it has ended at once. An invocation under way hears of it at its next checkpoint, and keeps its slot till then."""
 
 from __future__ import annotations
 

@@ -45,9 +45,7 @@ SELECT due.run_id, due.function_id, due.limit_key_ids
         FOR UPDATE SKIP LOCKED) AS due
  LIMIT $runs_max""",
 )
-READ_RESERVATIONS = Sql(
-    "read_reservations", "SELECT run_id, limit_key_id FROM slot WHERE run_id = ANY($run_ids::uuid[])"
-)
+READ_RESERVATIONS = Sql("read_reservations", "SELECT run_id, limit_key_id FROM slot WHERE run_id = ANY($run_ids::uuid[])")
 PARK_RUNS = Sql(
     "park_runs",
     """
@@ -107,9 +105,7 @@ class Claimed:
     owes_promotion: bool = False
 
 
-async def claim_runs(
-    conn: Connection, engine_id: UUID, runs_max: int, lease_seconds: float, after_lane: int = 0
-) -> Claimed:
+async def claim_runs(conn: Connection, engine_id: UUID, runs_max: int, lease_seconds: float, after_lane: int = 0) -> Claimed:
     """Lease up to `runs_max` due runs, an equal part from each lane that has any."""
     due = await conn.fetch(FIND_DUE_RUNS, after_lane=after_lane, lanes_max=LANES_PER_CLAIM_MAX, runs_max=runs_max)
     if not due:
@@ -146,8 +142,7 @@ async def _admit(conn: Connection, limited: Sequence[Any]) -> tuple[Admission, b
         reservations.setdefault(row["run_id"], set()).add(row["limit_key_id"])
     keys = await lock_keys(conn, {key_id for row in limited for key_id in row["limit_key_ids"]})
     candidates = [
-        Candidate(row["run_id"], tuple(row["limit_key_ids"]), frozenset(reservations.get(row["run_id"], ())))
-        for row in limited
+        Candidate(row["run_id"], tuple(row["limit_key_ids"]), frozenset(reservations.get(row["run_id"], ()))) for row in limited
     ]
     admission = admit(candidates, {key_id: key.free for key_id, key in keys.items()})
     added: Counter[int] = Counter(key_id for _, key_id in admission.taken)

@@ -127,9 +127,7 @@ async def write_runs(conn: Connection, decisions: Sequence[Decision], stored_eve
         return 0
     stored_of = {stored.event.event_id: stored for stored in stored_events}
     key_ids = await _limit_key_ids(conn, {key for decision in decisions for key in decision.keys})
-    run_ids = [
-        None if decision.skipped_because else _new_run_id(stored_of[decision.event.event_id]) for decision in decisions
-    ]
+    run_ids = [None if decision.skipped_because else _new_run_id(stored_of[decision.event.event_id]) for decision in decisions]
     await conn.execute(
         CREATE_RUNS,
         event_ids=[decision.event.event_id for decision in decisions],
@@ -175,7 +173,9 @@ async def _limit_key_ids(conn: Connection, keys: set[tuple[int, bytes, str]]) ->
         return {}
     ordered = sorted(keys)
     wanted = {"limit_ids": [key[0] for key in ordered], "key_hashes": [key[1] for key in ordered]}
-    found = {(row["limit_id"], bytes(row["key_hash"])): row["limit_key_id"] for row in await conn.fetch(READ_LIMIT_KEYS, **wanted)}
+    found = {
+        (row["limit_id"], bytes(row["key_hash"])): row["limit_key_id"] for row in await conn.fetch(READ_LIMIT_KEYS, **wanted)
+    }
     missing = [key for key in ordered if (key[0], key[1]) not in found]
     if missing:
         await conn.execute(

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import asyncpg
-import trio
 import trio_asyncio
 
 from engine.store.crash_points import crash_point
@@ -49,9 +48,7 @@ class Database:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
-    async def transact(
-        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def transact(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction and commit it."""
 
         async def run() -> T:
@@ -84,9 +81,7 @@ class Database:
         result: T = await trio_asyncio.aio_as_trio(run)()
         return result
 
-    async def read(
-        self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def read(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work`, which only reads, without a transaction around it: a look that finds nothing costs one round trip."""
 
         async def run() -> T:
@@ -199,5 +194,4 @@ async def open_database(dsn: str, *, connections_max: int = 10) -> AsyncIterator
             yield Database(pool)
         finally:
             # A query that still runs here belongs to nobody any more.
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                pool.terminate()
+            pool.terminate()

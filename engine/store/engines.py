@@ -10,9 +10,7 @@ REGISTER_ENGINE = Sql(
     "register_engine",
     "INSERT INTO engine (engine_id, name, state) VALUES ($engine_id, $name, 'running') ON CONFLICT DO NOTHING",
 )
-TOUCH_ENGINE = Sql(
-    "touch_engine", "UPDATE engine SET seen_at = clock_timestamp(), state = $state WHERE engine_id = $engine_id"
-)
+TOUCH_ENGINE = Sql("touch_engine", "UPDATE engine SET seen_at = clock_timestamp(), state = $state WHERE engine_id = $engine_id")
 FORGET_ENGINE = Sql("forget_engine", "DELETE FROM engine WHERE engine_id = $engine_id")
 COUNT_OTHERS = Sql(
     "count_other_engines",

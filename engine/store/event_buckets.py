@@ -28,9 +28,7 @@ SELECT CASE WHEN wanted.is_exclusive
 EventName = tuple[int, str]
 
 
-async def lock_event_buckets(
-    conn: Connection, *, shared: Iterable[EventName] = (), exclusive: Iterable[EventName] = ()
-) -> None:
+async def lock_event_buckets(conn: Connection, *, shared: Iterable[EventName] = (), exclusive: Iterable[EventName] = ()) -> None:
     """Lock the buckets of these (workspace id, event name) pairs, each once, in the stronger mode, in ascending order."""
     modes = {bucket_of(*name): False for name in shared}
     modes |= {bucket_of(*name): True for name in exclusive}

@@ -27,9 +27,7 @@ SELECT run_id, workspace_id, generation FROM live_run
 )
 
 
-async def extend_leases(
-    conn: Connection, held: Sequence[tuple[UUID, int]], lease_seconds: float
-) -> set[UUID]:
+async def extend_leases(conn: Connection, held: Sequence[tuple[UUID, int]], lease_seconds: float) -> set[UUID]:
     """Renew the leases `held` (run, generation); those that were renewed. The others belong to nobody here any more."""
     if not held:
         return set()

@@ -87,9 +87,7 @@ async def fire_timers(conn: Connection) -> Fired:
     if due:
         locked = await conn.fetch(LOCK_DUE_RUNS, run_ids=[row["run_id"] for row in due])
         rows = await conn.fetch(READ_DUE_WAITS, run_ids=[row["run_id"] for row in locked])
-        waits = [
-            ResolvedWait(row["run_id"], row["step_id"], row["kind"], "null", None, row["registered_at"]) for row in rows
-        ]
+        waits = [ResolvedWait(row["run_id"], row["step_id"], row["kind"], "null", None, row["registered_at"]) for row in rows]
         has_due_runs = bool(await resolve_waits(conn, waits))
         ended = len(waits)
     woken = await conn.execute(WAKE_DELAYED, runs_max=FIRED_PER_GROUP_MAX)

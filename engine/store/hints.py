@@ -10,7 +10,6 @@ from uuid import UUID
 
 import trio
 
-
 # As far as the timers' own look reaches.
 NEAR_SECONDS = 4.0
 

@@ -25,9 +25,7 @@ CREATE TABLE IF NOT EXISTS migration (
 # Two engines that start at once migrate one after the other. The number is "durable" in no special sense: only unlikely.
 LOCK_MIGRATION = Sql("lock_migration", "SELECT pg_advisory_xact_lock(7_345_121_901)")
 READ_MIGRATIONS = Sql("read_migrations", "SELECT number, name, sha256 FROM migration ORDER BY number")
-RECORD_MIGRATION = Sql(
-    "record_migration", "INSERT INTO migration (number, name, sha256) VALUES ($number, $name, $sha256)"
-)
+RECORD_MIGRATION = Sql("record_migration", "INSERT INTO migration (number, name, sha256) VALUES ($number, $name, $sha256)")
 
 
 class MigrationRefused(Exception):
@@ -63,9 +61,7 @@ async def migrate(conn: Connection) -> list[str]:
         row = applied.get(migration.number)
         if row is None:
             await conn.execute_script(migration.text)
-            await conn.execute(
-                RECORD_MIGRATION, number=migration.number, name=migration.name, sha256=migration.sha256
-            )
+            await conn.execute(RECORD_MIGRATION, number=migration.number, name=migration.name, sha256=migration.sha256)
             names.append(migration.name)
         elif row["sha256"] != migration.sha256:
             raise MigrationRefused(
@@ -77,8 +73,7 @@ async def migrate(conn: Connection) -> list[str]:
 def read_migrations() -> list[Migration]:
     """The migrations of this engine, by number."""
     found = [
-        Migration(int(path.name.partition("_")[0]), path.stem, path.read_text())
-        for path in sorted(MIGRATIONS.glob("*.sql"))
+        Migration(int(path.name.partition("_")[0]), path.stem, path.read_text()) for path in sorted(MIGRATIONS.glob("*.sql"))
     ]
     assert [migration.number for migration in found] == list(range(1, len(found) + 1))
     return found

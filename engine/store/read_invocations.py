@@ -72,9 +72,7 @@ async def read_invocations(conn: Connection, leases: Sequence[Lease]) -> list[Ha
                 retries.setdefault(row["run_id"], []).append(Retry(row["step_id"], row["attempt"], row["in_seconds"]))
             else:
                 waiting.setdefault(row["run_id"], []).append(OpenWait(row["step_id"], row["kind"]))
-    return [
-        _handover(lease, rows[lease.run_id], memo, retries, waiting) for lease in leases if lease.run_id in rows
-    ]
+    return [_handover(lease, rows[lease.run_id], memo, retries, waiting) for lease in leases if lease.run_id in rows]
 
 
 def _handover(

@@ -134,9 +134,7 @@ async def prepare_waits(conn: Connection, wanted: Sequence[WantedWait]) -> list[
 
 async def look_back(conn: Connection, prepared: Sequence[PreparedWait]) -> list[PreparedWait]:
     """Give each wait whose shape is ready the earliest event that fits it and that no other wait of its run took."""
-    asking = [
-        wait for wait in prepared if wait.wanted.has_lookback and not wait.is_pending and wait.refusal is None
-    ]
+    asking = [wait for wait in prepared if wait.wanted.has_lookback and not wait.is_pending and wait.refusal is None]
     if not asking:
         return list(prepared)
     rows = await conn.fetch(
@@ -169,9 +167,7 @@ async def backfill_page(conn: Connection, shape_id: int, paths: Sequence[str]) -
             seqs=[row["seq"] for row in rows],
             event_ids=[row["event_id"] for row in rows],
         )
-    await conn.execute(
-        ADVANCE_BACKFILL, shape_id=shape_id, backfill_from=rows[-1]["seq"] if rows else 0, is_ready=is_ready
-    )
+    await conn.execute(ADVANCE_BACKFILL, shape_id=shape_id, backfill_from=rows[-1]["seq"] if rows else 0, is_ready=is_ready)
     return is_ready
 
 

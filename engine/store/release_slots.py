@@ -16,9 +16,7 @@ from engine.store.sql import Connection, Sql
 # Runs that one release looks at per key; what is left over is owed.
 PROMOTIONS_PER_KEY_MAX = 32
 
-DELETE_SLOTS = Sql(
-    "delete_slots", "DELETE FROM slot WHERE run_id = ANY($run_ids::uuid[]) RETURNING limit_key_id"
-)
+DELETE_SLOTS = Sql("delete_slots", "DELETE FROM slot WHERE run_id = ANY($run_ids::uuid[]) RETURNING limit_key_id")
 LOCK_KEYS = Sql(
     "lock_keys",
     """

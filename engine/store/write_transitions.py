@@ -171,9 +171,7 @@ Transitions = Sequence[tuple[Decided, Transition]]
 
 
 async def _write_memo(conn: Connection, transitions: Transitions) -> None:
-    memo = [
-        (item.run, place, entry) for item, transition in transitions for place, entry in enumerate(transition.memo, 1)
-    ]
+    memo = [(item.run, place, entry) for item, transition in transitions for place, entry in enumerate(transition.memo, 1)]
     if not memo:
         return
     await conn.execute(
@@ -272,9 +270,7 @@ async def _write_runs(conn: Connection, transitions: Transitions, lease_seconds:
     staying = [(item, transition) for item, transition in transitions if isinstance(transition.next, Stay)]
     if staying:
         await conn.execute(UPDATE_LEASED_RUNS, lease_seconds=lease_seconds, **_counts(staying))
-    ended = [
-        (item.run, transition.next) for item, transition in transitions if isinstance(transition.next, Ended)
-    ]
+    ended = [(item.run, transition.next) for item, transition in transitions if isinstance(transition.next, Ended)]
     if ended:
         await conn.execute(
             END_RUNS,
@@ -286,9 +282,7 @@ async def _write_runs(conn: Connection, transitions: Transitions, lease_seconds:
         )
         written.ended_runs = [run.run_id for run, _ in ended]
     left = [
-        (item, transition)
-        for item, transition in transitions
-        if isinstance(transition.next, Ready | Delayed | Waiting | Parked)
+        (item, transition) for item, transition in transitions if isinstance(transition.next, Ready | Delayed | Waiting | Parked)
     ]
     if left:
         states = [_STATE_WORDS[type(transition.next)] for _, transition in left]

@@ -182,7 +182,13 @@ class AppClient:
         return self._pool.stream("POST", url, headers=headers, content=body, extensions={"timeout": limits})
 
 
-_NOT_CONNECTED = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, httpcore.UnsupportedProtocol, TargetRefused)
+_NOT_CONNECTED = (
+    httpcore.ConnectError,
+    httpcore.ConnectTimeout,
+    httpcore.PoolTimeout,
+    httpcore.UnsupportedProtocol,
+    TargetRefused,
+)
 _BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
 

@@ -11,6 +11,7 @@ from email.message import EmailMessage
 from typing import Any
 
 import durable
+
 from examples.onboarding.users import find_user
 
 # The function says what happens; how long it takes is configuration, so that a demo takes seconds and production days.
@@ -27,9 +28,7 @@ app = durable.App("shop")
 async def onboarding(event: durable.ReceivedEvent, step: durable.Step) -> dict[str, Any]:
     user = await step.run("load-user", load_user, event.data["id"])
     await step.sleep("cooldown", COOLDOWN)
-    ok = await step.wait_for_event(
-        "approve", event="approval.received", match={"userId": user["id"]}, timeout=APPROVAL_TIMEOUT
-    )
+    ok = await step.wait_for_event("approve", event="approval.received", match={"userId": user["id"]}, timeout=APPROVAL_TIMEOUT)
     await step.run("send-email", send_mail, user)
     return {"approved": ok is not None}
 

@@ -46,8 +46,22 @@ def main() -> int:
     app_url = f"http://127.0.0.1:{app_port}/"
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        processes.append(start("smtp", [sys.executable, "-m", "examples.onboarding.smtp_sink", str(mail_port), str(PLACE / "mail.txt")]))
-        processes.append(start("app", [str(COMMANDS / "hypercorn"), "--log-level", "warning", "--bind", f"127.0.0.1:{app_port}", "examples.onboarding.app:asgi"]))
+        processes.append(
+            start("smtp", [sys.executable, "-m", "examples.onboarding.smtp_sink", str(mail_port), str(PLACE / "mail.txt")])
+        )
+        processes.append(
+            start(
+                "app",
+                [
+                    str(COMMANDS / "hypercorn"),
+                    "--log-level",
+                    "warning",
+                    "--bind",
+                    f"127.0.0.1:{app_port}",
+                    "examples.onboarding.app:asgi",
+                ],
+            )
+        )
         processes.append(start("engine", [str(COMMANDS / "durable"), "dev", "--port", str(engine_port), "--app-url", app_url]))
         return play(processes, once=once)
     except KeyboardInterrupt:
@@ -61,7 +75,9 @@ def play(processes: list[subprocess.Popen[bytes]], *, once: bool) -> int:
     from examples.onboarding.app import app
     from examples.onboarding.users import add_user
 
-    wait_until("the engine has found the app", lambda: bool(durable_json("function", "list", quiet=True)), processes, START_SECONDS_MAX)
+    wait_until(
+        "the engine has found the app", lambda: bool(durable_json("function", "list", quiet=True)), processes, START_SECONDS_MAX
+    )
     user_id = int(time.time())
     add_user(user_id, "Ada", "ada@example.com")
     tell(f"Sending    user.created for user {user_id}")
@@ -70,8 +86,14 @@ def play(processes: list[subprocess.Popen[bytes]], *, once: bool) -> int:
     tell(f"Run        {run_id}")
     wait_until("the run waits for its approval", lambda: waits_for_approval(run_id), processes, RUN_SECONDS_MAX)
     tell("Approving  with the event approval.received")
-    subprocess.run([COMMANDS / "durable", "event", "send", "approval.received", json.dumps({"userId": user_id})], check=True, stdout=subprocess.DEVNULL)
-    wait_until("the run has ended", lambda: shown(run_id)["status"] in ("completed", "failed", "cancelled"), processes, RUN_SECONDS_MAX)
+    subprocess.run(
+        [COMMANDS / "durable", "event", "send", "approval.received", json.dumps({"userId": user_id})],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    wait_until(
+        "the run has ended", lambda: shown(run_id)["status"] in ("completed", "failed", "cancelled"), processes, RUN_SECONDS_MAX
+    )
     subprocess.run([COMMANDS / "durable", "run", "show", run_id], check=True)
     status = shown(run_id)["status"]
     if once:
@@ -79,7 +101,7 @@ def play(processes: list[subprocess.Popen[bytes]], *, once: bool) -> int:
     tell("")
     tell("Everything is still up. In another terminal:")
     tell(f"  export DURABLE_HOME={os.environ['DURABLE_HOME']} DURABLE_URL={os.environ['DURABLE_URL']}")
-    tell(f"  {COMMANDS}/durable event send user.created '{{\"id\": {user_id}, \"tenantId\": \"a\"}}'")
+    tell(f'  {COMMANDS}/durable event send user.created \'{{"id": {user_id}, "tenantId": "a"}}\'')
     tell(f"  {COMMANDS}/durable run list")
     tell("Ctrl-C ends the demo.")
     while all(process.poll() is None for process in processes):

@@ -1,4 +1,7 @@
-"""A mail server that delivers nothing: it prints each mail that it takes, and appends it to a file. `python -m examples.onboarding.smtp_sink PORT FILE`"""
+"""A mail server that delivers nothing: it prints each mail that it takes, and appends it to a file.
+
+`python -m examples.onboarding.smtp_sink PORT FILE`
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class Sink:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def handle_DATA(self, _server: SMTP, _session: Any, envelope: Envelope) -> str:  # noqa: N802 (the library's name)
+    async def handle_DATA(self, _server: SMTP, _session: Any, envelope: Envelope) -> str:
         content = envelope.original_content or b""
         with self._path.open("ab") as file:
             file.write(content + b"\n")

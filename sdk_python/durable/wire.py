@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
+from durable.errors import DurableError
+
 Kind: TypeAlias = Literal["step", "sleep", "wait_for_event", "send_events"]
 MatchValue: TypeAlias = str | int | float | bool | None
 
@@ -23,10 +25,10 @@ EVENTS_PER_MESSAGE_MAX: Final = 1_000
 ENTRIES_PER_MESSAGE_MAX: Final = 1_000
 
 
-class WireFault(ValueError):
-    """The bytes are not the message that belongs here. Nothing of it was used; the sender must mend it."""
+class WireFault(DurableError, ValueError):
+    """The bytes are not the message that belongs here: engine and SDK are too far apart in age. Nothing of it was used."""
 
-    code: Final = "bad_message"
+    code: str = "bad_message"
 
 
 # Used in both directions.

@@ -20,7 +20,15 @@ def test_an_event_made_of_the_match_fits_it(match: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("a", "b", "are_equal"),
-    [(7, 7.0, True), (1, True, False), (0, False, False), ("7", 7, False), (None, "null", False), (0.5, 0.5, True), (-0.0, 0, True)],
+    [
+        (7, 7.0, True),
+        (1, True, False),
+        (0, False, False),
+        ("7", 7, False),
+        (None, "null", False),
+        (0.5, 0.5, True),
+        (-0.0, 0, True),
+    ],
 )
 def test_values_are_equal_when_json_calls_them_equal(a: object, b: object, are_equal: bool) -> None:
     assert (hash_of_match({"x": a}) == hash_of_match({"x": b})) is are_equal

@@ -30,9 +30,7 @@ async def fill(database: Database) -> Store:
         (waiting, [step("a"), WaitForEvent("w", "user.approved", 100.0)]),
         (sleeping, [Sleep("s", seconds=100.0)]),
     ):
-        await database.transact(
-            apply_outcomes, [RunReport(store.workspace_id, run_id, 1, Reported(tuple(ops), 9, True))], 30.0
-        )
+        await database.transact(apply_outcomes, [RunReport(store.workspace_id, run_id, 1, Reported(tuple(ops), 9, True))], 30.0)
     assert {leased, lame, held} <= leases.keys()
     for run_id in (ended, lame):
         await database.transact(cancel_run, store.workspace_id, run_id)
@@ -108,5 +106,3 @@ async def test_a_lowered_limit_is_no_finding_while_its_holders_go_on(database: D
     await store.claim()
     await store.sync(function("limited", limit=1), deployment="2")
     assert await database.read(audit) == []
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec import Raw
 from engine.core.outcome import CallDied, HandedBack, Interrupted
 from engine.store.append_events import append_events
 from engine.store.apply_outcomes import apply_outcomes
+from engine.store.backfill_shapes import backfill_shapes
 from engine.store.cancel_run import cancel_run
 from engine.store.claim_runs import claim_runs
 from engine.store.database import CommitUnknown, Database, TransactionConflict
@@ -20,7 +22,6 @@ from engine.store.fire_timers import fire_timers
 from engine.store.group_writer import REQUEUE
 from engine.store.reclaim_leases import reclaim_leases
 from engine.store.register_waits import BACKFILL_PAGE_EVENTS
-from engine.store.backfill_shapes import backfill_shapes
 from protocol.ops import Complete, Sleep
 from tests.engine.store.world import LEASE_SECONDS, function, make_world, send, stays_blocked, step, step_error, wait
 
@@ -437,10 +438,8 @@ async def test_cancelling_any_statement_rolls_back_and_leaves_the_pool_whole(dat
     works.append(report)
     for _ in range(300):
         with trio.move_on_after(chance.random() * 0.012), trio.CancelScope():
-            try:
+            with suppress(TransactionConflict, CommitUnknown):
                 await chance.choice(works)()
-            except (TransactionConflict, CommitUnknown):
-                pass
     assert await world.rows("SELECT 1 AS one") == [{"one": 1}], f"seed {seed}"
     idle = await world.rows(
         "SELECT count(*) AS n FROM pg_stat_activity WHERE state LIKE 'idle in transaction%' AND datname = current_database()"

@@ -1,0 +1,169 @@
+"""Calls to the engine's API, for async code on asyncio or Trio (`Client`) and for plain code (`SyncClient`).
+
+Owns the connections: one pool per event loop, one per process for plain code, kept alive until `close`. `post` is
+one try; `call` tries again while the engine is away or busy. Uses no proxy and follows no redirect: a signed message
+goes to DURABLE_URL and nowhere else.
+"""
+
+import os
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Final
+from weakref import WeakKeyDictionary
+
+import anyio
+import httpx
+
+from durable.errors import EngineUnreachable
+from durable.event_loop import current_loop
+from durable.keys import Settings
+from durable.signed_requests import read_answer, sign_request
+from durable.wire import BODY_BYTES_MAX
+
+CONNECT_SECONDS_MAX: Final = 5.0
+# The engine holds a question for a result at most 30 s.
+ANSWER_SECONDS_MAX: Final = 45.0
+TRY_AGAIN_SECONDS: Final = 30.0
+PAUSE_SECONDS_MIN: Final = 0.2
+PAUSE_SECONDS_MAX: Final = 5.0
+
+_TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
+
+
+class Client:
+    """For async code. Safe to use from any task of any loop."""
+
+    def __init__(self, read_settings: Callable[[], Settings]) -> None:
+        self._read_settings = read_settings
+        self._pools: WeakKeyDictionary[object, httpx.AsyncClient] = WeakKeyDictionary()
+
+    async def call(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
+        """`post`, tried again for about half a minute while the engine is unreachable or busy."""
+        pauses = _pauses()
+        while True:
+            try:
+                return await self.post(path, body, message_type, method=method)
+            except EngineUnreachable as error:
+                pause_seconds = next(pauses, None)
+                if pause_seconds is None:
+                    raise
+                await anyio.sleep(max(pause_seconds, error.retry_after_seconds or 0.0))
+
+    async def post(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
+        """Send one signed request with a webhook-id of its own; the verified answer. Raises EngineUnreachable, also
+        for 429 and 503, and Refused. `message_type` is the `type` inside of the body, for messages.
+        """
+        settings = self._read_settings()
+        request = sign_request(settings, path, body)
+        try:
+            async with self._pool().stream(method, request.url, content=body, headers=request.headers) as response:
+                answer = bytearray()
+                async for chunk in response.aiter_raw():
+                    answer += chunk
+                    _require_bounded(len(answer))
+        except httpx.HTTPError as error:
+            raise _unreachable(settings, message_type, error) from error
+        return read_answer(settings, request, response.status_code, response.headers, bytes(answer))
+
+    async def close(self) -> None:
+        """Close the connections of this loop. It may be used again afterwards."""
+        pool = self._pools.pop(current_loop(), None)
+        if pool is not None:
+            await pool.aclose()
+
+    def _pool(self) -> httpx.AsyncClient:
+        loop = current_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = httpx.AsyncClient(
+                verify=_tls(), trust_env=False, follow_redirects=False, timeout=_TIMEOUT, limits=httpx.Limits(max_connections=None)
+            )
+            self._pools[loop] = pool
+        return pool
+
+
+class SyncClient:
+    """For plain code. Safe to use from any thread, and after a fork."""
+
+    def __init__(self, read_settings: Callable[[], Settings]) -> None:
+        self._read_settings = read_settings
+        self._lock = threading.Lock()
+        self._pool_of: tuple[int, httpx.Client] | None = None
+
+    def call(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
+        """See `Client.call`."""
+        pauses = _pauses()
+        while True:
+            try:
+                return self.post(path, body, message_type, method=method)
+            except EngineUnreachable as error:
+                pause_seconds = next(pauses, None)
+                if pause_seconds is None:
+                    raise
+                time.sleep(max(pause_seconds, error.retry_after_seconds or 0.0))
+
+    def post(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
+        """See `Client.post`."""
+        settings = self._read_settings()
+        request = sign_request(settings, path, body)
+        try:
+            with self._pool().stream(method, request.url, content=body, headers=request.headers) as response:
+                answer = bytearray()
+                for chunk in response.iter_raw():
+                    answer += chunk
+                    _require_bounded(len(answer))
+        except httpx.HTTPError as error:
+            raise _unreachable(settings, message_type, error) from error
+        return read_answer(settings, request, response.status_code, response.headers, bytes(answer))
+
+    def close(self) -> None:
+        """Close the connections. It may be used again afterwards."""
+        with self._lock:
+            pool_of, self._pool_of = self._pool_of, None
+        if pool_of is not None and pool_of[0] == os.getpid():
+            pool_of[1].close()
+
+    def _pool(self) -> httpx.Client:
+        with self._lock:
+            # A child of a fork must not write into its parent's connections.
+            if self._pool_of is None or self._pool_of[0] != os.getpid():
+                pool = httpx.Client(
+                    verify=_tls(),
+                    trust_env=False,
+                    follow_redirects=False,
+                    timeout=_TIMEOUT,
+                    limits=httpx.Limits(max_connections=None),
+                )
+                self._pool_of = (os.getpid(), pool)
+            return self._pool_of[1]
+
+
+def _pauses() -> Iterator[float]:
+    """Pauses between tries: growing, with jitter, until TRY_AGAIN_SECONDS have passed."""
+    ends_at = time.monotonic() + TRY_AGAIN_SECONDS
+    longest_seconds = PAUSE_SECONDS_MIN
+    while time.monotonic() < ends_at:
+        yield longest_seconds * random.uniform(0.5, 1.0)
+        longest_seconds = min(longest_seconds * 2, PAUSE_SECONDS_MAX)
+
+
+def _require_bounded(size_bytes: int) -> None:
+    if size_bytes > BODY_BYTES_MAX:
+        raise EngineUnreachable(f"The answer has more than {BODY_BYTES_MAX:,} bytes, which is no answer of the engine.")
+
+
+def _unreachable(settings: Settings, message_type: str, error: httpx.HTTPError) -> EngineUnreachable:
+    return EngineUnreachable(
+        f"The engine at {settings.url} could not be reached for {message_type!r}: {error or type(error).__name__}. Is it running, "
+        "and is DURABLE_URL its address?"
+    )
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    # Reading the certificates takes some 20 ms; the context can serve all pools.
+    return ssl.create_default_context()

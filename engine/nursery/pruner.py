@@ -24,7 +24,7 @@ async def serve_pruner(engine: EngineContext, *, task_status: trio.TaskStatus[No
         try:
             has_more = True
             while has_more:
-                has_more = await engine.database.transact(prune_expired)
+                has_more = await engine.database.transact(prune_expired) > 0
                 # Pages with room between them: deleting is never urgent.
                 await trio.sleep(0.1)
         except (DatabaseUnavailable, TransactionConflict) as error:

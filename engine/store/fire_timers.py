@@ -61,11 +61,12 @@ SELECT extract(epoch FROM least(
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """How many timers fired, whether runs became due, and whether more may be due already."""
+    """How many timers fired, whether runs became due, whether more may be due already, and whether some runs were locked."""
 
     count: int
     has_due_runs: bool
     has_more: bool
+    has_locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Deadline:
 async def fire_timers(conn: Connection) -> Fired:
     """Fire what is due, a group of it."""
     crash_point("timer_before_fire")
-    ended, woken = 0, 0
+    ended, woken, has_locked = 0, 0, False
     due = await conn.fetch(FIND_DUE_WAITS, waits_max=FIRED_PER_GROUP_MAX)
     has_due_runs = False
     if due:
@@ -90,8 +91,9 @@ async def fire_timers(conn: Connection) -> Fired:
         waits = [ResolvedWait(row["run_id"], row["step_id"], row["kind"], "null", None, row["registered_at"]) for row in rows]
         has_due_runs = bool(await resolve_waits(conn, waits))
         ended = len(waits)
+        has_locked = len(locked) < len(due)
     woken = await conn.execute(WAKE_DELAYED, runs_max=FIRED_PER_GROUP_MAX)
-    return Fired(ended + woken, has_due_runs or woken > 0, FIRED_PER_GROUP_MAX in (len(due), woken))
+    return Fired(ended + woken, has_due_runs or woken > 0, FIRED_PER_GROUP_MAX in (len(due), woken), has_locked)
 
 
 async def read_near_deadlines(conn: Connection, horizon_seconds: float, rows_max: int) -> list[Deadline]:

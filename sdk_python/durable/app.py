@@ -43,15 +43,15 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 class App:
     """An app and its durable functions.
 
-        app = durable.App("shop")
+    app = durable.App("shop")
 
-        @app.function(trigger=durable.Event("user.created"))
-        async def onboarding(event, step):
-            user = await step.run("load-user", load_user, event.data["id"])
-            await step.sleep("cooldown", "2d")
-            await step.run("welcome", send_welcome, user)
+    @app.function(trigger=durable.Event("user.created"))
+    async def onboarding(event, step):
+        user = await step.run("load-user", load_user, event.data["id"])
+        await step.sleep("cooldown", "2d")
+        await step.run("welcome", send_welcome, user)
 
-        asgi = app.asgi()
+    asgi = app.asgi()
     """
 
     def __init__(self, name: str) -> None:

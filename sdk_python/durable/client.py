@@ -80,7 +80,11 @@ class Client:
         pool = self._pools.get(loop)
         if pool is None:
             pool = httpx.AsyncClient(
-                verify=_tls(), trust_env=False, follow_redirects=False, timeout=_TIMEOUT, limits=httpx.Limits(max_connections=None)
+                verify=_tls(),
+                trust_env=False,
+                follow_redirects=False,
+                timeout=_TIMEOUT,
+                limits=httpx.Limits(max_connections=None),
             )
             self._pools[loop] = pool
         return pool

@@ -505,13 +505,12 @@ class Execution:
             step.job.cancel()
         self._planned.pop(step.id, None)
         self._backing_off.pop(step.id, None)
-        needs_engine = step.kind in ("sleep", "wait_for_event")
         self._close(step)
         self._handler_moved()
         if not is_resolved:
             self._outbox.abandon(step.id)
-            # A wait that stays open could take the event that a later wait should have.
-            self._outbox.is_prompt |= needs_engine
+            # Soon, because a wait that stays open could take the event that a later wait should have.
+            self._outbox.is_prompt = True
 
     def _handler_moved(self) -> None:
         self._signal.set()

@@ -34,6 +34,8 @@ logger: Final = logging.getLogger("durable")
 END_SECONDS_MAX: Final = 60.0
 # How long a server that stops gives invocations that no request waits for any more.
 DRAIN_SECONDS_MAX: Final = 20.0
+# How long cancelled invocations then may take for their `finally` blocks.
+UNWIND_SECONDS_MAX: Final = 5.0
 
 
 class Servings:
@@ -94,6 +96,9 @@ class Serving:
         if self._invocation_count and self._tasks is not None:
             logger.warning("%d invocations are cancelled: the server stops", self._invocation_count)
             self._tasks.cancel()
+            with anyio.move_on_after(UNWIND_SECONDS_MAX):
+                while self._invocation_count:
+                    await self._became_idle.wait()
 
     def _enter(self) -> None:
         if self._user_count == 0:
@@ -132,16 +137,12 @@ class Serving:
             return unknown_function(invocation)
         assert self._sender is not None
         try:
-            return await run_invocation(
-                function, invocation, self._sender, received_at=received_at, runtime=current_runtime()
-            )
+            return await run_invocation(function, invocation, self._sender, received_at=received_at, runtime=current_runtime())
         except Exception as error:
             # A bug of the SDK: the engine must still hear an end, or the run would wait for its lease.
             logger.exception("run %s, function %s: the invocation broke", invocation.run_id, invocation.function)
             known = max((entry.position for entry in invocation.steps), default=0)
-            return Ended(
-                invocation.run_id, invocation.generation, known, [FailOp(error=error_words(error), retriable=True)]
-            )
+            return Ended(invocation.run_id, invocation.generation, known, [FailOp(error=error_words(error), retriable=True)])
 
     async def _send_one_end(self, ended: Ended) -> None:
         try:
@@ -175,5 +176,3 @@ async def _serve(sender: CheckpointSender) -> None:
         except Exception:
             logger.exception("the checkpoint sender broke; it is started again")
             await anyio.sleep(1)
-
-

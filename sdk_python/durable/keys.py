@@ -58,7 +58,9 @@ def _read_url(environ: Mapping[str, str]) -> str:
         is_good = False
     if not is_good or parts.query or parts.fragment or not url.isprintable() or " " in url:
         # The URL may hold a password: it is not repeated.
-        raise ConfigurationError(f"DURABLE_URL must be the engine's address, such as {URL_DEFAULT}; what it holds is no such URL.")
+        raise ConfigurationError(
+            f"DURABLE_URL must be the engine's address, such as {URL_DEFAULT}; what it holds is no such URL."
+        )
     return url.rstrip("/")
 
 
@@ -80,7 +82,9 @@ def _read_keys(env: str, environ: Mapping[str, str]) -> tuple[Key, ...]:
             "DURABLE_HOME, set that here too), or set DURABLE_SIGNING_KEY."
         ) from None
     except (OSError, UnicodeDecodeError) as fault:
-        raise ConfigurationError(f"The signing key {path} can not be read: {fault}. Mend its rights, or set DURABLE_HOME.") from None
+        raise ConfigurationError(
+            f"The signing key {path} can not be read: {fault}. Mend its rights, or set DURABLE_HOME."
+        ) from None
 
 
 @lru_cache(maxsize=16)

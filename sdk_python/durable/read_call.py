@@ -16,7 +16,7 @@ from msgspec import Struct
 from durable.errors import ConfigurationError
 from durable.keys import Settings
 from durable.replay_memory import ReplayMemory
-from durable.signing import Key, SignatureRefused, reply_id, sign, verify
+from durable.signing import Key, SignatureRefused, reply_id, sign, sign_line, verify
 from durable.wire import (
     BODY_BYTES_MAX,
     Ended,
@@ -69,6 +69,18 @@ class InvokeCall:
             ("x-accel-buffering", "no"),
             ("webhook-id", reply_id(self.request_id)),
         ]
+
+    def started_lines(self) -> bytes:
+        """The first lines, all at once."""
+        return self._sign([Started(invocation.run_id, invocation.generation) for invocation in self.invocations])
+
+    def ended_lines(self, ended: Sequence[Ended]) -> bytes:
+        """The lines of ends, signed now."""
+        return self._sign(ended)
+
+    def _sign(self, messages: Sequence[Started | Ended]) -> bytes:
+        now = int(time.time())
+        return b"".join(sign_line(self.keys[0], self.request_id, now, encode(message)) for message in messages)
 
 
 class CallReader:
@@ -136,18 +148,16 @@ def unknown_function(invocation: Invocation) -> Ended:
     return Ended(invocation.run_id, invocation.generation, known, [UnknownFunctionOp()])
 
 
-def started(invocation: Invocation) -> Started:
-    """The first line about an invocation."""
-    return Started(invocation.run_id, invocation.generation)
-
-
 METHOD_NOT_ALLOWED: Final = Answer(405, [("allow", "POST"), ("content-length", "0")], b"")
 
 
 def too_large() -> Answer:
     """The answer to a body that is not even read to its end."""
     return _refusal(
-        413, "too_large", f"The body has more than {BODY_BYTES_MAX} bytes, the `max_body` of the manifest.", "Send fewer invocations."
+        413,
+        "too_large",
+        f"The body has more than {BODY_BYTES_MAX} bytes, the `max_body` of the manifest.",
+        "Send fewer invocations.",
     )
 
 

@@ -67,9 +67,7 @@ def _require_signed(settings: Settings, request: SignedRequest, headers: Mapping
         # A recorded answer to another request carries a good signature, but the other id.
         if answer_id != reply_id(request.id):
             raise SignatureRefused("it is not the answer to this request")
-        verify(
-            settings.keys, answer_id, headers.get("webhook-timestamp"), headers.get("webhook-signature"), body, time.time()
-        )
+        verify(settings.keys, answer_id, headers.get("webhook-timestamp"), headers.get("webhook-signature"), body, time.time())
     except SignatureRefused as refused:
         raise EngineUnreachable(
             f"The answer from {settings.url} can not be trusted: {refused}. See that DURABLE_URL is the engine's address and "

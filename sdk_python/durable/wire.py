@@ -179,16 +179,7 @@ class UnknownFunctionOp(Struct, frozen=True, tag_field="op", tag="unknown_functi
 
 
 Op: TypeAlias = (
-    StepOp
-    | StepErrorOp
-    | SleepOp
-    | WaitForEventOp
-    | SendEventsOp
-    | AbandonOp
-    | CompleteOp
-    | FailOp
-    | YieldOp
-    | UnknownFunctionOp
+    StepOp | StepErrorOp | SleepOp | WaitForEventOp | SendEventsOp | AbandonOp | CompleteOp | FailOp | YieldOp | UnknownFunctionOp
 )
 
 

@@ -110,7 +110,7 @@ def test_a_failing_step_is_retried_by_the_policy_of_its_function_and_then_memoiz
     second = decided(step_error("a", attempt=2), ends=False, recorded=Recorded(retries={"a": PendingRetry(2, 0)}))
     assert second.retries == (("a", 3, 20.0),)
     third = decided(step_error("a", attempt=3), ends=False, recorded=Recorded(retries={"a": PendingRetry(3, 0)}))
-    assert (third.memo[0].error == ERROR and bytes(ERROR).decode() == third.memo[0].error) or third.memo[0].error
+    assert third.memo[0].error == bytes(ERROR).decode()
     assert third.dropped_retries == ("a",)
     assert third.memo[0].attempt == 3
 

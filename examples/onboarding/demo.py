@@ -110,7 +110,7 @@ def play(processes: list[subprocess.Popen[bytes]], *, once: bool) -> int:
 
 
 def waits_for_approval(run_id: str) -> bool:
-    return any(wait["id"] == "approve" for wait in shown(run_id)["waits"])
+    return any(step["id"] == "approve" and step["status"] == "waiting" for step in shown(run_id)["steps"])
 
 
 def shown(run_id: str) -> dict[str, Any]:

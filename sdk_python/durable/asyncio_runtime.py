@@ -196,7 +196,7 @@ class AsyncioHost:
         self._moves += 1
         task = asyncio.current_task()
         assert task is not None
-        step.reply = reply = AsyncioReply(self._loop)
+        step.reply = reply = AsyncioReply(self, task)
         self._outside.discard(task)
         self._in_steps.add(task)
         try:
@@ -213,6 +213,12 @@ class AsyncioHost:
         if outcome.error is not None:
             raise outcome.error
         return outcome.value
+
+    def delivered(self, task: "asyncio.Task[Any]") -> None:
+        """The step of this task has its result: it is not idle, though it has not run yet."""
+        self._moves += 1
+        self._in_steps.discard(task)
+        self._outside.add(task)
 
     async def _slow_down(self) -> None:
         # A handler that catches everything in a loop would spin here and hold the loop of the whole process.
@@ -299,11 +305,15 @@ class AsyncioHost:
 class AsyncioReply:
     """See `runtime.Reply`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[Outcome] = loop.create_future()
+    def __init__(self, host: AsyncioHost, task: "asyncio.Task[Any]") -> None:
+        self.future: asyncio.Future[Outcome] = task.get_loop().create_future()
+        self._host = host
+        self._task = task
 
     def deliver(self, outcome: Outcome) -> None:
-        _set_result(self.future, outcome)
+        if not self.future.done():
+            self.future.set_result(outcome)
+            self._host.delivered(self._task)
 
 
 def is_parked(outcome: Outcome) -> bool:

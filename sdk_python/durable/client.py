@@ -162,8 +162,8 @@ def _require_bounded(size_bytes: int) -> None:
 
 def _unreachable(settings: Settings, message_type: str, error: httpx.HTTPError) -> EngineUnreachable:
     return EngineUnreachable(
-        f"The engine at {settings.url} could not be reached for {message_type!r}: {error or type(error).__name__}. Is it running, "
-        "and is DURABLE_URL its address?"
+        f"The engine at {settings.url} could not be reached for {message_type!r}: {error or type(error).__name__}. "
+        "Is it running, and is DURABLE_URL its address?"
     )
 
 

@@ -40,7 +40,7 @@ class WsgiApp:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         received_at = time.monotonic()
-        decision: Answer | InvokeCall | None = METHOD_NOT_ALLOWED
+        decision: Answer | InvokeCall = METHOD_NOT_ALLOWED
         if environ["REQUEST_METHOD"] == "POST":
             body = _read_body(environ)
             decision = self._reader.read("POST", _headers(environ), body, received_at) if isinstance(body, bytes) else body

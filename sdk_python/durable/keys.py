@@ -42,7 +42,7 @@ def read_settings(app_name: str, environ: Mapping[str, str] = os.environ) -> Set
     if not env:
         raise ConfigurationError(
             "DURABLE_ENV is not set. Set it to the name of the environment that this process runs in: DURABLE_ENV=dev beside "
-            "`durable dev`; elsewhere for example DURABLE_ENV=prod, together with DURABLE_SIGNING_KEY=whsec_… of that environment."
+            "`durable dev`; elsewhere for example DURABLE_ENV=prod, with DURABLE_SIGNING_KEY=whsec_… of that environment."
         )
     if _ENVIRONMENT.fullmatch(env) is None:
         raise ConfigurationError(f"DURABLE_ENV is {env[:80]!r}; it must be 1–32 of a-z, 0-9, `-`, beginning with a letter.")

@@ -6,6 +6,7 @@ Owns them until `cancel`. Each reports its own errors: none ends the others, and
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import Any, Final, Protocol
 
 import sniffio
@@ -53,14 +54,12 @@ class TrioTasks:
         import trio
 
         self._trio = trio
-        self._scopes: dict[object, Any] = {}
+        self._scopes: dict[Any, object] = {}
 
     def start(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        import contextvars
-
         scope = self._trio.CancelScope()
         self._scopes[scope] = self._trio.lowlevel.spawn_system_task(
-            self._in_scope, scope, run, *arguments, context=contextvars.copy_context()
+            self._in_scope, scope, run, *arguments, context=copy_context()
         )
 
     def cancel(self) -> None:

@@ -6,7 +6,7 @@ stays in memory; `bytes(raw)` copies.
 """
 
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -15,6 +15,8 @@ from durable.errors import DurableError
 
 Kind: TypeAlias = Literal["step", "sleep", "wait_for_event", "send_events"]
 MatchValue: TypeAlias = str | int | float | bool | None
+
+M = TypeVar("M")
 
 PROTOCOL_VERSION: Final = 1
 BODY_BYTES_MAX: Final = 64 << 20
@@ -378,7 +380,7 @@ class SyncAnswer(Struct, frozen=True, tag_field="type", tag="sync"):
 
 
 _ENCODER: Final = msgspec.json.Encoder()
-_CALLS: Final = msgspec.json.Decoder(ManifestQuestion | Invoke)
+_CALLS: Final[msgspec.json.Decoder[ManifestQuestion | Invoke]] = msgspec.json.Decoder(ManifestQuestion | Invoke)
 _CHECKPOINT_ANSWERS: Final = msgspec.json.Decoder(CheckpointAnswer)
 _EVENTS_ANSWERS: Final = msgspec.json.Decoder(EventsAnswer)
 _START_ANSWERS: Final = msgspec.json.Decoder(StartAnswer)
@@ -386,7 +388,7 @@ _RESULT_ANSWERS: Final = msgspec.json.Decoder(ResultAnswer)
 _SYNC_ANSWERS: Final = msgspec.json.Decoder(SyncAnswer)
 _REFUSALS: Final = msgspec.json.Decoder(WireRefusal)
 _ERRORS: Final = msgspec.json.Decoder(ErrorWords)
-_LINES: Final = msgspec.json.Decoder(Started | Ended)
+_LINES: Final[msgspec.json.Decoder[Started | Ended]] = msgspec.json.Decoder(Started | Ended)
 
 
 def encode(message: Struct) -> bytes:
@@ -434,7 +436,7 @@ def decode_line(raw: bytes) -> Started | Ended:
     return _decode(_LINES, raw)
 
 
-def _decode(decoder: "msgspec.json.Decoder[Any]", raw: bytes | Raw) -> Any:
+def _decode(decoder: "msgspec.json.Decoder[M]", raw: bytes | Raw) -> M:
     try:
         return decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as fault:

@@ -35,11 +35,16 @@ async def test_a_repeated_event_id_gets_the_first_answer_and_is_marked(api: Api)
 
 async def test_data_comes_back_byte_for_byte(api: Api) -> None:
     await api.sync(function("welcome", "user.created"))
-    raw = b'{"type":"events","workspace":{"app":"shop","env":"acc"},"events":[{"name":"user.created","data":{"z":1.50, "a":"\\u00e9"}}]}'
+    raw = HEAD + b'[{"name":"user.created","data":{"z":1.50, "a":"\\u00e9"}}]}'
     reply = await api.signed("POST", "/v1/events", raw)
     event_id = reply.json["events"][0]["id"]
     shown = await api.person("GET", f"/v1/apps/shop/acc/events/{event_id}")
     assert b'"data":{"z":1.50, "a":"\\u00e9"}' in shown.raw
+
+
+HEAD = b'{"type":"events","workspace":{"app":"shop","env":"acc"},"events":'
+RUN = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"
+OTHERS_MANIFEST = {"type": "manifest", "workspace": as_json(OTHER), "protocol": [1], "functions": []}
 
 
 @pytest.mark.parametrize(
@@ -49,10 +54,10 @@ async def test_data_comes_back_byte_for_byte(api: Api) -> None:
         (b"{", "invalid_json"),
         (b"\xff", "invalid_utf8"),
         (b'{"type":"start"}', "missing_field"),
-        (b'{"type":"events","workspace":{"app":"shop","env":"acc"},"events":[]}', "too_few"),
-        (b'{"type":"events","workspace":{"app":"shop","env":"acc"},"events":[{"name":"x"},{"name":"durable.x"}]}', "reserved_name"),
-        (b'{"type":"events","workspace":{"app":"shop","env":"acc"},"events":[{"name":"x","data":"\\u0000"}]}', "null_character"),
-        (b'{"type":"events","workspace":{"app":"shop","env":"acc"},"events":[{"name":"x","data":' + b"[" * 101 + b"]" * 101 + b"}]}", "too_deep"),
+        (HEAD + b'[]}', "too_few"),
+        (HEAD + b'[{"name":"x"},{"name":"durable.x"}]}', "reserved_name"),
+        (HEAD + b'[{"name":"x","data":"\\u0000"}]}', "null_character"),
+        (HEAD + b'[{"name":"x","data":' + b"[" * 101 + b"]" * 101 + b"}]}", "too_deep"),
         (b'{"type":"result","workspace":{"app":"shop","env":"acc"},"run_id":"01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"}', "wrong_type"),
         (b"[" * 100_000, "too_deep"),
     ],
@@ -146,7 +151,8 @@ async def test_a_result_waits_for_the_end_and_is_answered_at_once_then(api: Api)
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await api.report(run_id, lease.generation, {"op": "fail", "error": {"name": "E", "message": "no"}, "retriable": False}, ends=True)  # fmt: skip
+            failed = {"op": "fail", "error": {"name": "E", "message": "no"}, "retriable": False}
+            await api.report(run_id, lease.generation, failed, ends=True)
     assert replies[0].json["status"] == "failed" and replies[0].json["error"] == {"name": "E", "message": "no"}
 
 
@@ -202,10 +208,10 @@ async def test_a_sync_with_a_bad_expression_is_refused_whole_and_says_where(api:
     ("method", "path", "message"),
     [
         ("POST", "/v1/events", {"type": "events", "events": [{"name": "x"}]}),
-        ("POST", "/v1/checkpoint", {"type": "checkpoint", "entries": [{"run_id": "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10", "generation": 1, "known": 0, "ops": []}]}),
+        ("POST", "/v1/checkpoint", {"type": "checkpoint", "entries": [{"run_id": RUN, "generation": 1, "known": 0, "ops": []}]}),
         ("POST", "/v1/start", {"type": "start", "function": "welcome"}),
         ("POST", "/v1/result", {"type": "result", "run_id": "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"}),
-        ("PUT", "/v1/sync", {"type": "sync", "url": "http://127.0.0.1:1/", "manifest": {"type": "manifest", "workspace": as_json(OTHER), "protocol": [1], "functions": []}}),
+        ("PUT", "/v1/sync", {"type": "sync", "url": "http://127.0.0.1:1/", "manifest": OTHERS_MANIFEST}),
     ],
 )  # fmt: skip
 async def test_a_message_for_another_workspace_than_the_keys_is_refused(

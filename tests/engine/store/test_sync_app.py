@@ -126,7 +126,7 @@ REFUSED: list[tuple[str, str, list[FunctionConfig], dict[str, Any]]] = [
     ("invalid_expression", "/functions/0/concurrency/0/key", [function("a", limit=1, key="foo(")], {}),
     ("invalid_expression", "/functions/0/concurrency/0/key", [function("a", limit=1, key="  ")], {}),
     ("invalid_expression", "/functions/0/triggers/0/if", [FunctionConfig("a", [Trigger("x", "a" * 2_000)])], {}),
-    ("duplicate_limit", "/functions/0/concurrency/1", [FunctionConfig("a", [Trigger("x")], concurrency=[Concurrency(1), Concurrency(2)])], {}),
+    ("duplicate_limit", "/functions/0/concurrency/1", [FunctionConfig("a", [Trigger("x")], concurrency=[Concurrency(1)] * 2)], {}),
     ("no_common_protocol", "/protocol", [function("a")], {"protocol": [2, 3]}),
 ]  # fmt: skip
 

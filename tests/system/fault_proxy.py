@@ -1,0 +1,133 @@
+"""A TCP proxy that does to connections what networks do: refuses, resets, swallows, delays, and cuts.
+
+It runs in a thread with a Trio of its own, so that a test of any kind can steer it. A change of `fault` holds for new connections and
+for bytes that come from then on.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+Fault = Literal["none", "refuse", "reset", "black_hole", "delay", "truncate"]
+CHUNK_BYTES = 64 * 1024
+
+
+@dataclass
+class FaultProxy:
+    """Listens on `port` and connects to `target`. `delay_seconds` is for "delay"; "truncate" ends a reply after `truncate_bytes`."""
+
+    target: int
+    port: int = 0
+    fault: Fault = "none"
+    delay_seconds: float = 0.2
+    truncate_bytes: int = 40
+    connections: int = 0
+    _listener: socket.socket = field(default_factory=socket.socket)
+    _token: trio.lowlevel.TrioToken | None = None
+    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _open: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _streams: set[trio.SocketStream] = field(default_factory=set)
+
+    def drop_connections(self) -> None:
+        """Reset every connection that is open now."""
+        assert self._token is not None
+        done = threading.Event()
+
+        def drop() -> None:
+            for stream in list(self._streams):
+                _reset(stream)
+            done.set()
+
+        self._token.run_sync_soon(drop)
+        done.wait(5)
+
+    async def serve(self, is_up: threading.Event) -> None:
+        with self._scope:
+            self._token = trio.lowlevel.current_trio_token()
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
+            is_up.set()
+            async with trio.open_nursery() as nursery:
+                while True:
+                    nursery.start_soon(self._serve_connection, await listener.accept())
+
+    async def _serve_connection(self, client: trio.SocketStream) -> None:
+        self.connections += 1
+        self._streams.add(client)
+        server: trio.SocketStream | None = None
+        try:
+            # A listener can not refuse for a moment; a reset at once is as near as it comes.
+            if self.fault in ("refuse", "reset"):
+                return _reset(client)
+            server = await trio.open_tcp_stream("127.0.0.1", self.target)
+            self._streams.add(server)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pass_on, client, server, False)
+                await self._pass_on(server, client, True)
+                nursery.cancel_scope.cancel()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            _reset(client)
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            _reset(client)
+        finally:
+            for stream in (client, server):
+                if stream is not None:
+                    self._streams.discard(stream)
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                        await stream.aclose()
+
+    async def _pass_on(self, source: trio.SocketStream, sink: trio.SocketStream, is_reply: bool) -> None:
+        passed_bytes = 0
+        while chunk := await source.receive_some(CHUNK_BYTES):
+            if self.fault == "reset":
+                raise trio.BrokenResourceError("reset, as asked for")
+            while self.fault == "black_hole":
+                await trio.sleep(0.05)
+            if self.fault == "delay":
+                await trio.sleep(self.delay_seconds)
+            if self.fault == "truncate" and is_reply:
+                await sink.send_all(chunk[: max(self.truncate_bytes - passed_bytes, 0)])
+                passed_bytes += len(chunk)
+                if passed_bytes >= self.truncate_bytes:
+                    return
+                continue
+            await sink.send_all(chunk)
+        if not is_reply:
+            # The client has said all; its answer is still to come.
+            await sink.send_eof()
+            await trio.sleep_forever()
+
+
+@contextmanager
+def open_proxy(target: int) -> Iterator[FaultProxy]:
+    """A proxy in front of the port `target`, while the block lasts."""
+    proxy = FaultProxy(target)
+    proxy._listener.bind(("127.0.0.1", 0))
+    proxy._listener.listen(256)
+    proxy.port = proxy._listener.getsockname()[1]
+    is_up = threading.Event()
+    thread = threading.Thread(target=trio.run, args=(proxy.serve, is_up), name=f"proxy to {target}")
+    thread.start()
+    is_up.wait()
+    try:
+        yield proxy
+    finally:
+        assert proxy._token is not None
+        proxy._token.run_sync_soon(proxy._scope.cancel)
+        thread.join()
+
+
+def _reset(stream: trio.SocketStream) -> None:
+    """Close with a reset instead of an end."""
+    try:
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.socket.close()
+    except OSError:
+        pass

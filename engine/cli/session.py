@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -22,6 +23,7 @@ from protocol import names
 F = TypeVar("F", bound=Callable[..., Any])
 
 URL_DEFAULT: Final = "http://127.0.0.1:8288"
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def open_session(url: str, token: str | None, output: str, app: str | None, env:
     if not url.startswith(("http://", "https://")):
         raise click.UsageError(f"The address {url!r} of the engine must begin with http:// or https://.")
     try:
-        used_token = token or read_dev_token()
+        # The token of this machine's dev engine is for this machine: no other address gets to see it.
+        used_token = token or (read_dev_token() if urlsplit(url).hostname in LOOPBACK else None)
     except (PrivateFileRefused, EmbeddedPostgresError) as error:
         fail(str(error), exit_codes.FAILED)
     if used_token is None:

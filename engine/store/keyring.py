@@ -49,6 +49,7 @@ class Keyring:
         self._sealer = sealer
         self._dev_key = dev_key
         self._remembered: OrderedDict[tuple[str, str], _Remembered] = OrderedDict()
+        self._being_read: dict[tuple[str, str], trio.Event] = {}
 
     async def live_keys(self, app: str, env: str, *, newer: bool = False) -> WorkspaceKeys:
         """The keys of this workspace, none if it has none or is unknown. `newer`: those in memory did not fit."""
@@ -56,11 +57,19 @@ class Keyring:
         fresh_seconds = LOOK_AGAIN_SECONDS if newer else KEYS_FRESH_SECONDS
         if remembered is not None and trio.current_time() - remembered.read_at < fresh_seconds:
             return remembered.keys
-        found = await self._database.read(read_live_keys, self._sealer, app, env)
-        workspace_id, own = found if found is not None else (None, [])
-        keys = WorkspaceKeys(app, env, workspace_id, (*own, *self._dev_keys(env)))
-        self._remember(keys)
-        return keys
+        being_read = self._being_read.get((app, env))
+        if being_read is not None:
+            # One look for all who ask at once: under load, a look each would be hundreds every few seconds.
+            if remembered is not None and not newer:
+                return remembered.keys
+            await being_read.wait()
+            return await self.live_keys(app, env, newer=newer)
+        self._being_read[app, env] = done = trio.Event()
+        try:
+            return await self._read(app, env)
+        finally:
+            del self._being_read[app, env]
+            done.set()
 
     async def workspace_id(self, keys: WorkspaceKeys) -> int:
         """The id of the workspace that a message signed with one of `keys` is from; made at its first message in dev."""
@@ -81,6 +90,13 @@ class Keyring:
     def forget(self, app: str, env: str) -> None:
         """A key of this workspace was made or revoked here: read them again."""
         self._remembered.pop((app, env), None)
+
+    async def _read(self, app: str, env: str) -> WorkspaceKeys:
+        found = await self._database.read(read_live_keys, self._sealer, app, env)
+        workspace_id, own = found if found is not None else (None, [])
+        keys = WorkspaceKeys(app, env, workspace_id, (*own, *self._dev_keys(env)))
+        self._remember(keys)
+        return keys
 
     def _dev_keys(self, env: str) -> tuple[Key, ...]:
         return (self._dev_key,) if self._dev_key is not None and env == DEV_ENVIRONMENT else ()

@@ -17,7 +17,7 @@ from engine.store.sql import Connection, Sql
 from protocol.requests import RunStatus
 
 PAGE_RUNS_MAX = 200
-SCANNED_RUNS_MAX = 5_000
+SCANNED_RUNS_MAX = 10_000
 
 LIST_RUNS = Sql(
     "list_runs",
@@ -25,7 +25,6 @@ LIST_RUNS = Sql(
 WITH scanned AS MATERIALIZED (
   SELECT run_id, function_id, event_id, created_at FROM run
    WHERE workspace_id = $workspace_id AND ($before::uuid IS NULL OR run_id < $before)
-     AND ($function_id::int IS NULL OR function_id = $function_id)
    ORDER BY run_id DESC LIMIT $scanned_max
 )
 SELECT scanned.run_id, function.name AS function, event.name AS event, event.external_id AS event_id, scanned.created_at,
@@ -36,6 +35,7 @@ SELECT scanned.run_id, function.name AS function, event.name AS event, event.ext
   LEFT JOIN live_run ON live_run.run_id = scanned.run_id
   LEFT JOIN run_end ON run_end.run_id = scanned.run_id
  WHERE (live_run.run_id IS NOT NULL OR run_end.run_id IS NOT NULL)
+   AND ($function_id::int IS NULL OR scanned.function_id = $function_id)
    AND ($event::text IS NULL OR event.name = $event)
    AND ($end_status::text IS NULL OR run_end.status = $end_status)
    AND ($states::text[] IS NULL OR (live_run.state = ANY($states) AND run_end.run_id IS NULL))
@@ -47,7 +47,6 @@ LAST_SCANNED_RUN = Sql(
     """
 SELECT run_id FROM run
  WHERE workspace_id = $workspace_id AND ($before::uuid IS NULL OR run_id < $before)
-   AND ($function_id::int IS NULL OR function_id = $function_id)
  ORDER BY run_id DESC OFFSET $scanned_max - 1 LIMIT 1""",
 )
 FIND_LISTED_FUNCTION = Sql(
@@ -95,11 +94,12 @@ async def list_runs(
         function_id = await conn.fetchval(FIND_LISTED_FUNCTION, workspace_id=workspace_id, name=run_filter.function)
         if function_id is None:
             return RunPage([], None)
-    scan = {"workspace_id": workspace_id, "before": before, "function_id": function_id, "scanned_max": SCANNED_RUNS_MAX}
+    scan = {"workspace_id": workspace_id, "before": before, "scanned_max": SCANNED_RUNS_MAX}
     status = run_filter.status
     rows = await conn.fetch(
         LIST_RUNS,
         **scan,
+        function_id=function_id,
         event=run_filter.event,
         end_status=status if status in ENDED_STATUSES else None,
         states=states_of(status) if status is not None and status not in ENDED_STATUSES else None,

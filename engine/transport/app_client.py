@@ -10,10 +10,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpcore
 
+from engine.transport.connections import Connections, host_header
 from engine.transport.guard import GuardedBackend, TargetRefused
 from protocol import signing
 from protocol.calls import Ended, Invocation, Invoke, ManifestQuestion, Started
@@ -60,19 +60,13 @@ class AppClient:
     """Keeps connections to apps. One for the engine's life, used as a context."""
 
     def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = ()) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=None,
-            max_keepalive_connections=256,
-            keepalive_expiry=4.0,
-            network_backend=GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks),
-        )
+        self._connections = Connections(GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks))
 
     async def __aenter__(self) -> AppClient:
-        await self._pool.__aenter__()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._pool.__aexit__(None, None, None)
+        await self._connections.__aexit__(*exc)
 
     async def ask_manifest(self, url: str, workspace: Workspace, keys: Keys) -> Manifest | NotDelivered | Died:
         """What the app at `url` offers."""
@@ -163,7 +157,7 @@ class AppClient:
     ) -> AbstractAsyncContextManager[httpcore.Response]:
         sent_at = int(time.time())
         headers = [
-            (b"host", urlsplit(url).netloc.encode()),
+            (b"host", host_header(url)),
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"accept-encoding", b"identity"),
@@ -173,19 +167,13 @@ class AppClient:
             (b"webhook-timestamp", str(sent_at).encode()),
             (b"webhook-signature", signing.sign(keys, request_id, sent_at, body).encode()),
         ]
-        limits = {
-            "connect": CONNECT_SECONDS_MAX,
-            "read": silence,
-            "write": SILENCE_SECONDS_MAX,
-            "pool": CONNECT_SECONDS_MAX,
-        }
-        return self._pool.stream("POST", url, headers=headers, content=body, extensions={"timeout": limits})
+        timeouts = {"connect": CONNECT_SECONDS_MAX, "read": silence, "write": SILENCE_SECONDS_MAX}
+        return self._connections.post(url, headers, body, timeouts)
 
 
 _NOT_CONNECTED = (
     httpcore.ConnectError,
     httpcore.ConnectTimeout,
-    httpcore.PoolTimeout,
     httpcore.UnsupportedProtocol,
     TargetRefused,
 )

@@ -4,7 +4,6 @@ All arithmetic is in whole microseconds, which a double holds exactly for a hund
 computes the same number.
 """
 
-import math
 import re
 from datetime import timedelta
 from typing import Final, TypeAlias
@@ -33,8 +32,9 @@ def parse_duration(value: Duration) -> float:
         value = value / timedelta(seconds=1)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise DurationRefused(f'A length of time is a text such as "2d", a number of seconds or a timedelta, not {value!r:.60}.')
-    if not math.isfinite(value) or not 0 <= value <= SECONDS_MAX:
-        raise DurationRefused(f"A length of time is 0 to {SECONDS_MAX} seconds (100 years), not {value:.20g}.")
+    # In this form NaN is refused too.
+    if not 0 <= value <= SECONDS_MAX:
+        raise DurationRefused(f"A length of time is 0 to {SECONDS_MAX} seconds (100 years), not {value!r:.40}.")
     return float(value)
 
 

@@ -184,6 +184,7 @@ class Execution:
         self._asked_at = received_at
         self._lease_seconds = invocation.lease_seconds
         self._lease_ends_at = received_at + invocation.lease_seconds
+        self._warned_of: set[str] = set()
         # A short lease that the engine has just confirmed is enough for one start, or bodies would never begin.
         self._lease_is_fresh = False
         self._handler_is_active = True
@@ -214,9 +215,11 @@ class Execution:
             self._wake_retries()
             self._start_bodies()
             self._flush()
-            if self._host.outcome is None and self._is_quiet() and await self._is_parked():
-                break
-            await self._signal.wait(self._next_due_at())
+            if self._is_quiet():
+                if await self._is_parked():
+                    break
+            else:
+                await self._signal.wait(self._next_due_at())
         return await self._end()
 
     def _must_stop(self) -> bool:
@@ -553,31 +556,32 @@ class Execution:
     # The end.
 
     def _is_quiet(self) -> bool:
-        """Nothing runs here and nothing is on its way: only the engine can bring this run further."""
-        return (
-            not self._busy_count
-            and not self._planned
-            and self._in_flight is None
-            and not self._memo.has_asked
-            and bool(self._open)
-        )
+        """Nothing runs here and nothing is on its way: only the engine, or the handler itself, brings this run further."""
+        return not self._busy_count and not self._planned and self._in_flight is None and not self._memo.has_asked
 
     async def _is_parked(self) -> bool:
-        """Whether the handler waits for steps only. Other awaits get a moment, then a warning with their line."""
+        """Whether the invocation ends because all that the handler waits for are steps.
+
+        Another await gets a moment, then a warning with its line. With a step open the invocation ends all the same;
+        without one there is nothing that the engine could wait for, so it goes on until the handler does.
+        """
         outside = self._host.outside_waits()
-        if not outside:
+        if not outside and self._open:
             return True
-        self._signal.clear()
         if await self._signal.wait(time.monotonic() + OUTSIDE_GRACE_SECONDS):
-            self._signal.set()  # the handler moved: the drive looks again
-            return False
+            return False  # the handler moved: the drive looks again
         for place in outside:
-            logger.warning(
-                "run %s, function %s: the handler awaits something that is no step at %s. It can not be remembered "
-                "there and starts again at the next invocation; put it into a step.",
-                self.invocation.run_id, self.function.id, place,
-            )  # fmt: skip
-        return True
+            if place not in self._warned_of:
+                self._warned_of.add(place)
+                logger.warning(
+                    "run %s, function %s: the handler awaits something that is no step at %s. It is not remembered and is "
+                    "begun again at the next invocation; put it into a step.",
+                    self.invocation.run_id, self.function.id, place,
+                )  # fmt: skip
+        if self._open:
+            return True
+        await self._signal.wait(None)
+        return False
 
     def _next_due_at(self) -> float | None:
         due_at = min((step.due_at for step in self._backing_off.values()), default=float("inf"))

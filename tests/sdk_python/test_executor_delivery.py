@@ -139,18 +139,14 @@ def test_a_body_starts_only_after_all_that_was_asked_for_is_delivered(loop: str)
 
         async def handler(event: Any, step: Any) -> None:
             async def branch(name: str) -> None:
-                await step.run(name, both_done, name)
+                await step.run(name, forever)
                 order.append(f"got {name}")
                 await step.run(f"{name}-then", lambda: order.append(f"ran {name}-then"))
 
             await side_by_side(lambda: branch("a"), lambda: branch("b"))
 
-        finished: list[str] = []
-
-        async def both_done(name: str) -> None:
-            finished.append(name)
-            await until(lambda: len(finished) == 2)
-
+        for name in ("a", "b"):
+            wire.engine._commit(name, "step", data=executor.Raw(b"null"))
         output(await invoke(function_of(handler), wire))
         assert {*order[:2]} == {"got a", "got b"}
         assert {*order[2:]} == {"ran a-then", "ran b-then"}

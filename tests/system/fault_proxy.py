@@ -33,7 +33,6 @@ class FaultProxy:
     _listener: socket.socket = field(default_factory=socket.socket)
     _token: trio.lowlevel.TrioToken | None = None
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    _open: trio.CancelScope = field(default_factory=trio.CancelScope)
     _streams: set[trio.SocketStream] = field(default_factory=set)
 
     def drop_connections(self) -> None:
@@ -61,27 +60,30 @@ class FaultProxy:
     async def _serve_connection(self, client: trio.SocketStream) -> None:
         self.connections += 1
         self._streams.add(client)
-        server: trio.SocketStream | None = None
         try:
             # A listener can not refuse for a moment; a reset at once is as near as it comes.
             if self.fault in ("refuse", "reset"):
-                return _reset(client)
-            server = await trio.open_tcp_stream("127.0.0.1", self.target)
+                _reset(client)
+                return
+            try:
+                server = await trio.open_tcp_stream("127.0.0.1", self.target)
+            except OSError:
+                _reset(client)
+                return
             self._streams.add(server)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._pass_on, client, server, False)
-                await self._pass_on(server, client, True)
-                nursery.cancel_scope.cancel()
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            _reset(client)
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            _reset(client)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pass_on, client, server, False)
+                    await self._pass_on(server, client, True)
+                    nursery.cancel_scope.cancel()
+            except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                _reset(client)
+            finally:
+                self._streams.discard(server)
+                await trio.aclose_forcefully(server)
         finally:
-            for stream in (client, server):
-                if stream is not None:
-                    self._streams.discard(stream)
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                        await stream.aclose()
+            self._streams.discard(client)
+            await trio.aclose_forcefully(client)
 
     async def _pass_on(self, source: trio.SocketStream, sink: trio.SocketStream, is_reply: bool) -> None:
         passed_bytes = 0

@@ -6,6 +6,7 @@ engine it is `durable dev` with its embedded Postgres; with more, `durable start
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -90,7 +92,7 @@ class System:
     def data_dir(self) -> Path:
         return self.place / "pgdata"
 
-    @property
+    @cached_property
     def dsn(self) -> str:
         socket = quote(str(socket_dir_for(self.data_dir, choose_home(self.data_dir).account)), safe="")
         return f"postgresql://{ROLE}@/{DATABASE}?host={socket}&port={PORT}"
@@ -224,7 +226,7 @@ def _start(system: System, engines: int, app: str | None, app_worker: str) -> No
     if system.mode == "start":
         postgres = system.processes.start("postgres", [sys.executable, "-m", "tests.system.run_postgres", str(system.data_dir)], {})
         wait_until("Postgres runs", lambda: _answers(system) if postgres.is_alive() else postgres.wait(0), START_SECONDS_MAX)
-        _make_keys(system)
+        _make_token(system)
     elif app is not None:
         system.start_app(app, worker=app_worker)
     for number in range(engines):
@@ -234,7 +236,7 @@ def _start(system: System, engines: int, app: str | None, app_worker: str) -> No
     if app is None:
         return
     if system.mode == "start":
-        made = _with_token(system, ["key", "create", "--app", system.workspace.app, "--env", system.workspace.env])
+        made = system.durable("key", "create", "--app", system.workspace.app, "--env", system.workspace.env)
         system.signing_key = made["key"]
         system.start_app(app, worker=app_worker)
         wait_until("the app answers", lambda: http_status(system.app_port, "/") > 0, START_SECONDS_MAX)
@@ -251,16 +253,12 @@ def register(system: System) -> None:
     client.register_sync(system.app_url)
 
 
-def _make_keys(system: System) -> None:
+def _make_token(system: System) -> None:
     environment = {**_BASE, "DATABASE_URL": system.dsn, "DURABLE_HOME": str(system.place / "home")}
     command = [sys.executable, "-m", "engine.main", "token", "create", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     system.token = json.loads(done.stdout)["token"]
-
-
-def _with_token(system: System, words: list[str]) -> Any:
-    return system.durable(*words)
 
 
 def _answers(system: System) -> bool:
@@ -288,8 +286,6 @@ def _stop(system: System | None, processes: Processes) -> None:
 
 def http_status(port: int, path: str) -> int:
     """The status of a GET; 0 when nobody answers."""
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from engine.cli import exit_codes
 from engine.cli.commands import add_client_commands
+from engine.cli.dev_files import read_or_create_dev_token
 from engine.cli.trace_view import render_trace
 from engine.nursery.http_server import serve_http
 from engine.store.sql import Connection
@@ -140,6 +141,15 @@ async def test_what_goes_wrong_is_a_sentence_and_an_exit_code(
 async def test_without_a_token_it_says_how_to_get_one(cli: Cli, tmp_path: Path) -> None:
     result = await cli.run("audit", DURABLE_TOKEN="", DURABLE_HOME=str(tmp_path / "home"))
     assert result.exit_code == exit_codes.USAGE and "durable token create" in result.output
+
+
+async def test_the_dev_token_is_used_on_this_machine_and_sent_nowhere_else(cli: Cli, tmp_path: Path) -> None:
+    token = read_or_create_dev_token(tmp_path / "home")
+    home = {"DURABLE_TOKEN": "", "DURABLE_HOME": str(tmp_path / "home")}
+    assert "bad_token" in (await cli.run("audit", **home)).output
+    assert token.startswith("dat_")
+    elsewhere = await cli.run("audit", "--url", "http://192.0.2.1:8288", **home)
+    assert elsewhere.exit_code == exit_codes.USAGE and "No admin token" in elsewhere.output
 
 
 async def test_audit_ends_with_its_own_code_when_it_finds_something(cli: Cli) -> None:

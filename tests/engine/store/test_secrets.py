@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from engine.cli.dev_files import read_dev_token, read_or_create_dev_key, read_or_create_dev_token
 from engine.store.admin_tokens import create_admin_token
-from engine.store.database import Database
+from engine.store.database import Database, DatabaseUnavailable
 from engine.store.event_keys import create_event_key
 from engine.store.keyring import Keyring
 from engine.store.private_file import PrivateFileRefused, read_or_create_private_file
@@ -168,6 +169,35 @@ async def test_the_keyring_finds_a_new_key_at_once_and_loses_a_revoked_one(datab
     here.forget("shop", "acc")
     assert (await here.live_keys("shop", "acc")).keys == ()
     assert not await database.transact(revoke_signing_key, workspace_id, key_id)
+
+
+async def test_keys_are_read_once_for_all_who_ask_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Keyring(database, Sealer(SECRET), None)
+    reads: list[object] = []
+    read = database.read
+
+    async def counted(*args: Any, **rest: Any) -> Any:
+        reads.append(args)
+        return await read(*args, **rest)
+
+    monkeypatch.setattr(database, "read", counted)
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(ring.live_keys, "shop", "acc")
+    assert len(reads) == 1
+
+
+async def test_a_failed_look_for_keys_is_made_again_by_the_next(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Keyring(database, Sealer(SECRET), None)
+
+    async def fail(*args: Any, **rest: Any) -> Any:
+        raise DatabaseUnavailable("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "read", fail)
+        with pytest.raises(DatabaseUnavailable):
+            await ring.live_keys("shop", "acc")
+    assert (await ring.live_keys("shop", "acc")).keys == ()
 
 
 async def test_two_makers_of_one_workspace_get_one_id(database: Database) -> None:

@@ -1,0 +1,489 @@
+"""A small honest engine for tests of the SDK over HTTP: it speaks the protocol, keeps memos, and hands runs over again and again.
+
+It checks every byte that the SDK sends with the engine's own decoders and signatures (package `protocol`), so a message that the
+real engine would refuse fails here too. It is simple where the SDK can not see it: one thread a run, everything in memory, no limits.
+"""
+
+import itertools
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import msgspec
+
+from protocol import messages, signing
+from protocol.manifest import Workspace
+
+KEY_TEXT = "whsec_hn4ssE9aBNy9WSUBpej+nOqvylAlVibKc2wTgEJTC6Q="
+LINES_TYPE = "application/vnd.durable.lines"
+WAIT_SECONDS_MAX = 20.0
+
+Json = dict[str, Any]
+
+
+@dataclass
+class FakeRun:
+    """A run. `is_leased`: an invocation is open. `calls` counts invocations, `ends` says which way their ends came."""
+
+    id: str
+    function: str
+    event: Json
+    status: str = "queued"
+    output: Any = None
+    error: Any = None
+    generation: int = 0
+    attempt: int = 1
+    is_leased: bool = False
+    is_ready: bool = True
+    memo: list[Json] = field(default_factory=list)
+    retries: dict[str, tuple[int, float]] = field(default_factory=dict)
+    waits: dict[str, Json] = field(default_factory=dict)
+    ends: list[str] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+    def find(self, step_id: str) -> Json | None:
+        return next((entry for entry in self.memo if entry["id"] == step_id), None)
+
+    def remember(self, step_id: str, kind: str, **outcome: Any) -> None:
+        if self.find(step_id) is None:
+            self.memo.append({"id": step_id, "kind": kind, "position": len(self.memo) + 1, **outcome})
+            self.waits.pop(step_id, None)
+            self.retries.pop(step_id, None)
+            self.attempt = 1
+
+
+class FakeEngine:
+    """`with FakeEngine("shop", "prod") as engine:` serves at `engine.url`; tell it where the app is by `app_url`."""
+
+    def __init__(self, app: str = "shop", env: str = "prod", *, lease_seconds: float = 30.0, retry_seconds: float = 0.05) -> None:
+        self.workspace = Workspace(app, env)
+        self.keys = [signing.Key.parse(KEY_TEXT)]
+        self.app_url: str | None = None
+        self.triggers: dict[str, list[str]] = {}
+        self.lease_seconds = lease_seconds
+        self.retry_seconds = retry_seconds
+        self.runs: dict[str, FakeRun] = {}
+        self.events: dict[str, Json] = {}
+        self.starts: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.faults: list[str] = []
+        # Answers to give instead of the true ones, taken from the front: (status, headers), or an action on (status, headers, body).
+        self.disturb: list[Callable[[int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]]] = []
+        self._seen_ids: set[str] = set()
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"engine": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "FakeEngine":
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+        for thread in self._threads:
+            thread.join(WAIT_SECONDS_MAX)
+        if exc[0] is None:
+            assert not self.faults, self.faults
+
+    # What tests do.
+
+    def create_run(self, function: str, event: Json) -> FakeRun:
+        """Create a run, and hand it over as often as it takes."""
+        run = FakeRun(str(uuid.uuid4()), function, {"received_at": instant(), **event})
+        with self._changed:
+            self.runs[run.id] = run
+        if self.app_url is not None:
+            self.drive(run)
+        return run
+
+    def drive(self, run: FakeRun) -> None:
+        thread = threading.Thread(target=self._drive, args=(run,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def wait_until(self, condition: Callable[[], bool], *, seconds: float = WAIT_SECONDS_MAX) -> None:
+        with self._changed:
+            assert self._changed.wait_for(condition, seconds), f"not reached; runs: {self.runs}, faults: {self.faults}"
+
+    def wait_for_end(self, run: FakeRun) -> FakeRun:
+        self.wait_until(lambda: run.has_ended or bool(self.faults))
+        assert not self.faults, self.faults
+        return run
+
+    def cancel(self, run: FakeRun) -> None:
+        with self._changed:
+            run.status = "cancelled"
+            self._changed.notify_all()
+
+    def post_event(self, name: str, data: Any = None) -> None:
+        """An event from elsewhere."""
+        with self._changed:
+            self._take_event({"id": str(uuid.uuid4()), "name": name, "data": data})
+
+    def ask(self, message: Json, **changes: Any) -> httpx.Response:
+        """One signed call to the app, whole. `changes`: see `signed_headers`; `body` sends other bytes than those of `message`."""
+        assert self.app_url is not None
+        body = changes.pop("body", None) or json.dumps(message).encode()
+        headers = self.signed_headers(body, **changes)
+        return httpx.post(self.app_url, content=body, headers=headers, timeout=WAIT_SECONDS_MAX, trust_env=False)
+
+    def signed_headers(
+        self,
+        body: bytes,
+        *,
+        message_id: str | None = None,
+        age_seconds: int = 0,
+        workspace: str | None = None,
+        keys: list[signing.Key] | None = None,
+    ) -> dict[str, str]:
+        request_id = message_id or signing.new_message_id()
+        sent_at = int(time.time()) - age_seconds
+        return {
+            "content-type": "application/json",
+            "durable-workspace": str(self.workspace) if workspace is None else workspace,
+            "webhook-id": request_id,
+            "webhook-timestamp": str(sent_at),
+            "webhook-signature": signing.sign(keys or self.keys, request_id, sent_at, body),
+        }
+
+    def verify_reply(self, response: httpx.Response, request_id: str) -> bytes:
+        assert response.headers["webhook-id"] == signing.reply_id(request_id)
+        headers = [response.headers.get(name) for name in ("webhook-id", "webhook-timestamp", "webhook-signature")]
+        signing.verify(self.keys, headers[0], headers[1], headers[2], response.content, time.time())
+        return response.content
+
+    def read_manifest(self, *, star: bool = False) -> messages.Manifest:
+        app = "*" if star else self.workspace.app
+        request_id = signing.new_message_id()
+        response = self.ask(
+            {"type": "manifest", "workspace": {"app": app, "env": self.workspace.env}},
+            message_id=request_id,
+            workspace=f"{app}/{self.workspace.env}",
+        )
+        assert response.status_code == 200, response.text
+        manifest = messages.decode_manifest(self.verify_reply(response, request_id))
+        self.triggers = {function.id: [trigger.event for trigger in function.triggers] for function in manifest.functions}
+        return manifest
+
+    def invoke_message(self, *runs: FakeRun) -> Json:
+        return {"type": "invoke", "workspace": {"app": self.workspace.app, "env": self.workspace.env},
+                "invocations": [self._invocation(run) for run in runs]}  # fmt: skip
+
+    # Handing over.
+
+    def _drive(self, run: FakeRun) -> None:
+        while not self._stopping.is_set():
+            with self._changed:
+                if run.has_ended:
+                    return
+                due = self._fire_due(run)
+                if not run.is_ready or run.is_leased:
+                    self._changed.wait(max(0.0, min(due - time.monotonic(), 0.5)))
+                    continue
+                run.is_leased, run.is_ready, run.status = True, False, "running"
+                run.generation += 1
+                body = json.dumps(self.invoke_message(run)).encode()
+            try:
+                self.invoke(body)
+            except Exception as error:
+                self._fault(f"invoke of {run.function}: {error!r}")
+                return
+
+    def invoke(self, body: bytes) -> None:
+        """One call, its lines applied as they come. A connection that breaks leaves the rest to checkpoints."""
+        assert self.app_url is not None
+        request_id = signing.new_message_id()
+        headers = self.signed_headers(body, message_id=request_id)
+        with httpx.Client(trust_env=False, timeout=30.0) as client:
+            with client.stream("POST", self.app_url, content=body, headers=headers) as response:
+                assert response.status_code == 200, (response.status_code, response.read())
+                assert response.headers["content-type"] == LINES_TYPE
+                assert response.headers["cache-control"] == "no-transform"
+                assert "content-encoding" not in response.headers
+                for line in _lines(response):
+                    self._take_line(signing.verify_line(self.keys, request_id, line, time.time()))
+
+    def _take_line(self, text: bytes) -> None:
+        line = messages.decode_line(text)
+        if isinstance(line, messages.Started):
+            return
+        assert isinstance(line, messages.Ended), line
+        with self._changed:
+            run = self.runs[line.run_id]
+            if line.generation == run.generation and run.is_leased:
+                self._apply(run, line.ops)
+                self._end(run, line.ops, line.known, "reply")
+
+    def _invocation(self, run: FakeRun) -> Json:
+        now = time.monotonic()
+        return {
+            "run_id": run.id,
+            "generation": run.generation,
+            "attempt": run.attempt,
+            "function": run.function,
+            "event": run.event,
+            "steps": run.memo,
+            "retries": [{"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()],
+            "waiting": [{"id": id, "kind": wait["kind"]} for id, wait in run.waits.items()],
+            "lease_seconds": self.lease_seconds,
+        }
+
+    def _fire_due(self, run: FakeRun) -> float:
+        """Resolve what is due; the next instant at which something is."""
+        now = time.monotonic()
+        for step_id, wait in list(run.waits.items()):
+            if wait["due"] <= now:
+                run.remember(step_id, wait["kind"], data=None)
+                run.is_ready = True
+        if any(due <= now for _, due in run.retries.values()):
+            run.is_ready = True
+        return min([wait["due"] for wait in run.waits.values()] + [due for _, due in run.retries.values()], default=now + 1)
+
+    # What invocations report.
+
+    def take_checkpoint(self, raw: bytes) -> Json:
+        message, refused = messages.decode_checkpoint(raw)
+        assert not refused, refused
+        with self._changed:
+            return {"type": "checkpoint", "entries": [self._take_entry(entry) for entry in message.entries]}
+
+    def _take_entry(self, entry: messages.CheckpointEntry) -> Json:
+        run = self.runs[entry.run_id]
+        answer: Json = {"run_id": entry.run_id, "generation": entry.generation}
+        if run.status == "cancelled":
+            return {**answer, "status": "cancelled"}
+        if run.has_ended or entry.generation != run.generation or not run.is_leased:
+            return {**answer, "status": "stale"}
+        self._apply(run, entry.ops)
+        self._fire_due(run)
+        now = time.monotonic()
+        known_here = {op.id for op in entry.ops if isinstance(op, messages.Step)}
+        resolved = [
+            {key: value for key, value in each.items() if key != "data" or each["id"] not in known_here}
+            for each in run.memo
+            if each["position"] > entry.known
+        ]
+        if entry.ends:
+            self._end(run, entry.ops, entry.known, "checkpoint")
+        self._changed.notify_all()
+        retries = [{"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()]
+        return {**answer, "status": "ok", "lease_seconds": self.lease_seconds, "resolved": resolved, "retries": retries, "abandoned": []}
+
+    def _apply(self, run: FakeRun, ops: list[messages.Op]) -> None:
+        now = time.monotonic()
+        for op in ops:
+            match op:
+                case messages.Step():
+                    run.remember(op.id, "step", data=_value(op.data))
+                case messages.StepError():
+                    if op.retriable and op.attempt <= (3 if op.retries is None else op.retries):
+                        run.retries[op.id] = (op.attempt + 1, now + self.retry_seconds)
+                    else:
+                        run.remember(op.id, "step", error=_value(op.error))
+                case messages.Sleep():
+                    assert op.seconds is not None
+                    run.waits.setdefault(op.id, {"kind": "sleep", "due": now + op.seconds})
+                case messages.WaitForEvent():
+                    wait = {"kind": "wait_for_event", "due": now + op.timeout_seconds, "event": op.event, "match": op.match or {}}
+                    run.waits.setdefault(op.id, wait)
+                case messages.SendEvents():
+                    if run.find(op.id) is None:
+                        events = [{"id": str(uuid.uuid4()), "name": event.name, "data": _value(event.data)} for event in op.events]
+                        for event in events:
+                            self._take_event(event)
+                        run.remember(op.id, "send_events", data={"ids": [event["id"] for event in events]})
+                case messages.Abandon():
+                    for step_id in op.ids:
+                        run.waits.pop(step_id, None)
+                        run.retries.pop(step_id, None)
+                case messages.Complete():
+                    run.status, run.output = "completed", _value(op.output)
+                case messages.Fail():
+                    run.error = _value(op.error)
+                    if op.retriable and run.attempt <= 3:
+                        run.attempt += 1
+                        run.is_ready = True
+                    else:
+                        run.status = "failed"
+
+    def _end(self, run: FakeRun, ops: list[messages.Op], known: int, way: str) -> None:
+        run.is_leased = False
+        run.ends.append(way)
+        if not run.has_ended:
+            words = {type(op).__name__ for op in ops}
+            if "Yield" in words or len(run.memo) > known:
+                run.is_ready = True
+            elif not run.is_ready and not run.retries and not run.waits and "UnknownFunction" not in words:
+                self.faults.append(f"nothing_planned: {run.function} {ops}")
+            if not run.is_ready:
+                run.status = "waiting"
+        self._changed.notify_all()
+
+    # Events, starts, results.
+
+    def _take_event(self, event: Json) -> Json:
+        """Wake waits and create runs; the answer for this event. Under the lock."""
+        if event["id"] in self.events:
+            known = self.events[event["id"]]
+            return {**known["answer"], "duplicate": True, **({} if known["event"] == event else {"conflict": True})}
+        received = {**event, "received_at": instant()}
+        for run in self.runs.values():
+            for step_id, wait in list(run.waits.items()):
+                if wait.get("event") == event["name"] and all(
+                    (event["data"] or {}).get(path) == value for path, value in wait["match"].items()
+                ):
+                    run.remember(step_id, "wait_for_event", data=received)
+                    run.is_ready = True
+        functions = [function for function, names in self.triggers.items() if event["name"] in names]
+        runs = [{"run_id": self.create_run(function, received).id, "function": function} for function in functions]
+        answer = {"id": event["id"], "runs": runs}
+        self.events[event["id"]] = {"event": event, "answer": answer}
+        self._changed.notify_all()
+        return answer
+
+    def take_events(self, raw: bytes) -> Json:
+        message = messages.decode_events(raw)
+        events = [{"id": event.id, "name": event.name, "data": _value(event.data)} for event in message.events]
+        with self._changed:
+            return {"type": "events", "events": [self._take_event(event) for event in events]}
+
+    def take_start(self, raw: bytes) -> Json:
+        message = messages.decode_start(raw)
+        with self._changed:
+            if isinstance(message.id, str) and message.id in self.starts:
+                return {"type": "start", "run_id": self.starts[message.id], "duplicate": True}
+            event = {"id": str(uuid.uuid4()), "name": "durable.start", "data": _value(message.input)}
+            run = self.create_run(message.function, event)
+            if isinstance(message.id, str):
+                self.starts[message.id] = run.id
+            return {"type": "start", "run_id": run.id, "duplicate": False}
+
+    def take_result(self, raw: bytes) -> Json:
+        message = messages.decode_result(raw)
+        with self._changed:
+            run = self.runs[message.run_id]
+            self._changed.wait_for(lambda: run.has_ended or self._stopping.is_set(), message.wait_seconds)
+            answer: Json = {"type": "result", "run_id": run.id, "status": run.status}
+            if run.status == "completed":
+                answer["output"] = run.output
+            if run.status == "failed":
+                answer["error"] = run.error
+            return answer
+
+    def take_sync(self, raw: bytes) -> Json:
+        message = messages.decode_sync(raw)
+        return {"type": "sync", "functions": len(message.manifest.functions), "changed": True}
+
+    # HTTP.
+
+    def answer(self, method: str, path: str, headers: Any, raw: bytes) -> tuple[int, dict[str, str], bytes]:
+        request_id, sent_at = headers.get("webhook-id"), headers.get("webhook-timestamp")
+        self.requests.append(path)
+        try:
+            signing.verify(self.keys, request_id, sent_at, headers.get("webhook-signature"), raw, time.time())
+            if request_id in self._seen_ids or headers.get("durable-workspace") != str(self.workspace):
+                raise signing.SignatureError("replayed", "The id was seen before, or the workspace is another.")
+        except signing.SignatureError as error:
+            return 401, {}, json.dumps({"code": "bad_signature", "message": str(error), "hint": "Check DURABLE_SIGNING_KEY."}).encode()
+        self._seen_ids.add(request_id)
+        routes = {
+            ("POST", "/v1/checkpoint"): self.take_checkpoint,
+            ("POST", "/v1/events"): self.take_events,
+            ("POST", "/v1/start"): self.take_start,
+            ("POST", "/v1/result"): self.take_result,
+            ("PUT", "/v1/sync"): self.take_sync,
+        }
+        status, answer = 200, b""
+        try:
+            answer = json.dumps(routes[method, path](raw)).encode()
+        except messages.MessageRefused as refused:
+            self._fault(f"{path}: {refused.code} {refused.message}")
+            status, answer = 400, json.dumps({"code": refused.code, "message": refused.message, "place": refused.place}).encode()
+        reply_id, now = signing.reply_id(request_id), int(time.time())
+        signed = {
+            "webhook-id": reply_id,
+            "webhook-timestamp": str(now),
+            "webhook-signature": signing.sign(self.keys, reply_id, now, answer),
+        }
+        return status, signed, answer
+
+    def _fault(self, words: str) -> None:
+        with self._changed:
+            if not self._stopping.is_set():
+                self.faults.append(words)
+            self._changed.notify_all()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    engine: FakeEngine
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        try:
+            status, headers, body = self.engine.answer(self.command, self.path, self.headers, raw)
+        except Exception as error:
+            self.engine._fault(f"{self.path}: {error!r}")
+            raise
+        if self.engine.disturb:
+            status, headers, body = self.engine.disturb.pop(0)(status, headers, body)
+        if status == 0:
+            self.close_connection = True
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_PUT = do_POST
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    rest = b""
+    for chunk in itertools.chain(response.iter_raw(), [b""]):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from filter(None, lines)
+    assert not rest, "the reply ends in the middle of a line"
+
+
+def _value(payload: msgspec.Raw) -> Any:
+    return json.loads(bytes(payload))
+
+
+def instant() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+@contextmanager
+def environment_of(engine: FakeEngine, monkeypatch: Any) -> Iterator[FakeEngine]:
+    """The environment in which an app finds this engine."""
+    monkeypatch.setenv("DURABLE_URL", engine.url)
+    monkeypatch.setenv("DURABLE_ENV", engine.workspace.env)
+    monkeypatch.setenv("DURABLE_SIGNING_KEY", KEY_TEXT)
+    with engine:
+        yield engine

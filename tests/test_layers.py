@@ -71,7 +71,7 @@ IMPURE_MODULES = {
 IMPURE_CALLS = {"now", "utcnow", "today", "uuid1", "uuid4", "urandom", "open", "print", "input", "exec", "eval", "breakpoint"}
 
 # Everyone needs these; any other package is used in a few places, so that it can be replaced.
-EVERYWHERE = {"trio", "msgspec", "structlog"}
+EVERYWHERE = {"trio", "msgspec", "structlog", "click"}
 IMPORTING_MODULES_MAX = 6
 
 LINES_MAX = 500

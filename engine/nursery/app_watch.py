@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from engine.nursery.context import EngineContext
-from engine.store.database import DatabaseUnavailable
+from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.list_app_urls import list_app_urls
 from engine.store.sync_app import SyncRefused, sync_app
 from engine.transport.app_client import Died, NotDelivered
@@ -62,7 +62,7 @@ async def look(engine: EngineContext, url: str, workspace: Workspace) -> tuple[s
         return await take_manifest(engine, url, answer), True
     except SyncRefused as refused:
         return f"{url}: the manifest of {found} is refused: {refused}", False
-    except DatabaseUnavailable:
+    except (DatabaseUnavailable, TransactionConflict):
         return "", True
 
 

@@ -15,7 +15,7 @@ from engine.nursery.context import EngineContext
 from engine.nursery.inflight import Inflight
 from engine.store.apply_outcomes import RunReport
 from engine.store.crash_points import crash_point
-from engine.store.database import DatabaseUnavailable
+from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.hold_lanes import free_lanes
 from engine.store.read_invocations import Handover
 from engine.transport.app_client import CallResult, Died, Finished, Line, NotDelivered
@@ -129,5 +129,5 @@ async def _note_reached(engine: EngineContext, inflight: Inflight) -> None:
     try:
         if await engine.database.transact(free_lanes, workspace_id):
             engine.hints.runs_are_due()
-    except DatabaseUnavailable:
+    except (DatabaseUnavailable, TransactionConflict):
         engine.hints.note_held(workspace_id)

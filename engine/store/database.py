@@ -52,7 +52,7 @@ class Database:
         """Run `work` in one transaction and commit it."""
 
         async def run() -> T:
-            is_committing = False
+            is_committing, is_over = False, False
             try:
                 async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
                     transaction = raw.transaction()
@@ -61,14 +61,15 @@ class Database:
                         try:
                             result = await work(Connection(raw), *args, **kwargs)
                         except BaseException:
-                            await _roll_back(raw, transaction)
+                            is_over = await _roll_back(raw, transaction)
                             raise
                         is_committing = True
                         crash_point("before_commit")
                         await transaction.commit()
+                        is_over = True
                     finally:
                         # Cancelled in BEGIN, COMMIT or ROLLBACK nobody knows where it stands: it may not return to the pool.
-                        if not raw.is_closed() and raw.is_in_transaction():
+                        if not is_over and not raw.is_closed():
                             raw.terminate()
                     crash_point("after_commit")
                     return result
@@ -140,14 +141,15 @@ class Database:
             raise DatabaseUnavailable(str(error)) from error
 
 
-async def _roll_back(raw: Any, transaction: Any) -> None:
-    """Roll back, also when the work was cancelled: shielded, since a connection in mid-transaction must not return to the pool."""
+async def _roll_back(raw: Any, transaction: Any) -> bool:
+    """Roll back, also when the work was cancelled; whether that is known to have happened."""
     if raw.is_closed():
-        return
+        return False
     try:
-        await asyncio.shield(asyncio.wait_for(transaction.rollback(), 5))
+        await asyncio.wait_for(transaction.rollback(), 5)
     except Exception:
-        raw.terminate()
+        return False
+    return True
 
 
 _LOST = (

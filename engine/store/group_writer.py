@@ -37,10 +37,11 @@ class WriterOverloaded(Exception):
 
 
 class _Entry(Generic[Row, Answer]):
-    __slots__ = ("answer", "done", "error", "is_repeated", "row")
+    __slots__ = ("answer", "done", "error", "is_last", "is_repeated", "row")
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, *, is_last: bool) -> None:
         self.row = row
+        self.is_last = is_last
         self.done = trio.Event()
         self.answer: Answer | None = None
         self.error: BaseException | None = None
@@ -68,10 +69,10 @@ class GroupWriter(Generic[Row, Answer]):
         return (await self.submit_all([row]))[0]
 
     async def submit_all(self, rows: Sequence[Row]) -> list[Answer]:
-        """Write rows, not necessarily in one transaction; their answers. Cancelling stops waiting, not the write."""
+        """Write rows, all in one transaction or none; their answers. Cancelling stops waiting, not the write."""
         if len(self._queue) + len(rows) > self._rows_waiting_max:
             raise WriterOverloaded(f"{len(self._queue):,} rows wait to be written")
-        entries = [_Entry[Row, Answer](row) for row in rows]
+        entries = [_Entry[Row, Answer](row, is_last=place == len(rows)) for place, row in enumerate(rows, 1)]
         self._queue.extend(entries)
         self._filled.set()
         for entry in entries:
@@ -88,8 +89,14 @@ class GroupWriter(Generic[Row, Answer]):
             if not self._queue:
                 self._filled = trio.Event()
                 await self._filled.wait()
-            group = [self._queue.popleft() for _ in range(min(len(self._queue), ROWS_PER_GROUP_MAX))]
-            await self._write(group)
+            await self._write(self._take_group())
+
+    def _take_group(self) -> list[_Entry[Row, Answer]]:
+        """The next rows; what was submitted together stays together."""
+        group: list[_Entry[Row, Answer]] = []
+        while self._queue and (len(group) < ROWS_PER_GROUP_MAX or not group[-1].is_last):
+            group.append(self._queue.popleft())
+        return group
 
     async def _write(self, group: list[_Entry[Row, Answer]]) -> None:
         pause_seconds = 0.02
@@ -106,12 +113,13 @@ class GroupWriter(Generic[Row, Answer]):
                 pause_seconds = min(pause_seconds * 2, 1.0)
                 continue
             except Exception as error:
-                if len(group) == 1:
-                    log.error("row_refused", writer=self.name, error=repr(error), exc_info=error)
-                    group[0].error = error
-                    group[0].done.set()
+                middle = _middle(group)
+                if middle is None:
+                    log.error("rows_refused", writer=self.name, rows=len(group), error=repr(error), exc_info=error)
+                    for entry in group:
+                        entry.error = error
+                        entry.done.set()
                     return
-                middle = len(group) // 2
                 await self._write(group[:middle])
                 await self._write(group[middle:])
                 return
@@ -131,3 +139,9 @@ class GroupWriter(Generic[Row, Answer]):
                 entry.done.set()
         self._queue.extendleft(reversed(again))
         return len(group) - len(again)
+
+
+def _middle(group: list[_Entry[Row, Answer]]) -> int | None:
+    """Where a group is halved: at the end of a submission. None when it is a single one."""
+    ends = [place for place, entry in enumerate(group, 1) if entry.is_last and place < len(group)]
+    return ends[len(ends) // 2] if ends else None

@@ -19,19 +19,20 @@ PROMOTIONS_PER_KEY_MAX = 32
 DELETE_SLOTS = Sql("delete_slots", "DELETE FROM slot WHERE run_id = ANY($run_ids::uuid[]) RETURNING limit_key_id")
 LOCK_KEYS = Sql(
     "lock_keys",
-    """
-SELECT k.limit_key_id, k.held, l.slots, l.in_force
-  FROM limit_key AS k JOIN concurrency_limit AS l USING (limit_id)
- WHERE k.limit_key_id = ANY($key_ids::bigint[])
- ORDER BY k.limit_key_id FOR UPDATE OF k""",
+    "SELECT limit_key_id FROM limit_key WHERE limit_key_id = ANY($key_ids::bigint[]) ORDER BY limit_key_id FOR UPDATE",
 )
 LOCK_MORE_KEYS = Sql(
     "lock_more_keys",
     """
+SELECT limit_key_id FROM limit_key WHERE limit_key_id = ANY($key_ids::bigint[]) ORDER BY limit_key_id FOR UPDATE SKIP LOCKED""",
+)
+# A statement of its own, after the lock: one that waited for the lock would still see the limit as it was before the wait.
+READ_LOCKED_KEYS = Sql(
+    "read_locked_keys",
+    """
 SELECT k.limit_key_id, k.held, l.slots, l.in_force
   FROM limit_key AS k JOIN concurrency_limit AS l USING (limit_id)
- WHERE k.limit_key_id = ANY($key_ids::bigint[])
- ORDER BY k.limit_key_id FOR UPDATE OF k SKIP LOCKED""",
+ WHERE k.limit_key_id = ANY($key_ids::bigint[])""",
 )
 ADD_HELD = Sql(
     "add_held",
@@ -112,7 +113,11 @@ class LockedKey:
 
 async def lock_keys(conn: Connection, key_ids: Iterable[int]) -> dict[int, LockedKey]:
     """Lock keys in id order."""
-    rows = await conn.fetch(LOCK_KEYS, key_ids=sorted(key_ids))
+    return await _read_locked(conn, await conn.fetch(LOCK_KEYS, key_ids=sorted(key_ids)))
+
+
+async def _read_locked(conn: Connection, locked: Sequence[Any]) -> dict[int, LockedKey]:
+    rows = await conn.fetch(READ_LOCKED_KEYS, key_ids=[row["limit_key_id"] for row in locked])
     return {row["limit_key_id"]: LockedKey(row) for row in rows}
 
 
@@ -137,8 +142,7 @@ async def promote(conn: Connection, keys: dict[int, LockedKey]) -> tuple[bool, b
     known = dict(keys)
     if others:
         # Not in id order any more, so without waiting: a key that is locked elsewhere leaves its run for the owed promotion.
-        rows = await conn.fetch(LOCK_MORE_KEYS, key_ids=sorted(others))
-        known |= {row["limit_key_id"]: LockedKey(row) for row in rows}
+        known |= await _read_locked(conn, await conn.fetch(LOCK_MORE_KEYS, key_ids=sorted(others)))
     promoted: list[UUID] = []
     slots: list[tuple[UUID, int]] = []
     moved: list[tuple[UUID, int]] = []

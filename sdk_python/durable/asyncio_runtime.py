@@ -8,6 +8,7 @@ task factory, and a task is runnable when the future that it awaits is done.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from durable.runtime import Host, Outcome, Signal, StepTimeout
 from durable.step import Step
 from durable.thread_runtime import ThreadHost, bodies
 
+logger: Final = logging.getLogger("durable")
+
 QUIET_TURNS: Final = 6
 BUSY_TURNS_MAX: Final = 1_000
 """A handler that takes turn after turn without a step (it polls something) is no reason to hold back checkpoints."""
@@ -27,7 +30,12 @@ BUSY_TURNS_MAX: Final = 1_000
 UNWIND_SECONDS_MAX: Final = 10.0
 """How long `finally` blocks of a handler may take when an invocation ends."""
 
-STEPS_WHILE_UNWINDING_MAX: Final = 1_000
+STEPS_WHILE_UNWINDING_MAX: Final = 10_000
+
+
+def new_signal() -> Signal:
+    """A signal for a task of this loop."""
+    return AsyncioSignal(asyncio.get_running_loop())
 
 
 @asynccontextmanager
@@ -146,6 +154,7 @@ class AsyncioHost:
         self.outcome: Outcome | None = None
         self._scope = scope
         self._loop = scope.loop
+        self._name = execution.function.id
         self._execution = execution
         self._signal: Signal | None = None
         self._root: asyncio.Task[None] | None = None
@@ -156,6 +165,7 @@ class AsyncioHost:
         self._settled_at_move = -1
         self._has_shrunk = False
         self._steps_while_unwinding = 0
+        self._stuck: asyncio.Future[None] = scope.loop.create_future()
 
     def start(self, signal: Signal, context: Context) -> None:
         self._signal = signal
@@ -221,10 +231,13 @@ class AsyncioHost:
         self._outside.add(task)
 
     async def _slow_down(self) -> None:
-        # A handler that catches everything in a loop would spin here and hold the loop of the whole process.
+        # A handler that catches everything in a loop would spin here. The turn lets the other runs of the process go on.
         self._steps_while_unwinding += 1
-        if self._steps_while_unwinding > STEPS_WHILE_UNWINDING_MAX:
-            await self._loop.create_future()
+        if self._steps_while_unwinding < STEPS_WHILE_UNWINDING_MAX:
+            await asyncio.sleep(0)
+            return
+        _set_result(self._stuck, None)
+        await self._loop.create_future()
 
     async def until_idle(self) -> bool:
         quiet_turns = 0
@@ -282,6 +295,12 @@ class AsyncioHost:
         was_over = self.outcome is not None
         if not root.done():
             root.cancel()
+            await asyncio.wait({root, self._stuck}, return_when=asyncio.FIRST_COMPLETED, timeout=UNWIND_SECONDS_MAX)
+            if self._stuck.done():
+                # Nothing ends such a handler. Its task is left to the garbage collector, waiting for nothing.
+                logger.error("function %s: the handler catches everything in a loop and can not be ended", self._name)
+                self._scope.tasks.discard(root)
+                return False
             await self._wait_until_ended({root})
         others = {task for task in (*self._outside, *self._in_steps) if not task.done()}
         while others:

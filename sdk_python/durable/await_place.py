@@ -15,7 +15,8 @@ def find_await_place(coroutine: Any, is_inside: Callable[[str, str], bool]) -> s
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         code = getattr(coroutine, "cr_code", None) or getattr(coroutine, "gi_code", None)
         if code is not None:
-            filename, function = code.co_filename, code.co_name
+            if not code.co_filename.endswith("_traps.py"):  # Trio's last frame is the same for every wait
+                filename, function = code.co_filename, code.co_name
             if frame is not None and not _is_library(filename):
                 place = f"{filename}:{frame.f_lineno}"
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)

@@ -142,15 +142,17 @@ async def _write_reply(call: InvokeCall, lines: ReplyLines, wakeup: _Wakeup, rec
         is_gone = True
         wakeup.set()
 
-    async def write(message: Message) -> None:
+    async def write(message: Message) -> bool:
         nonlocal is_gone
         try:
             await send(message)
         except Exception as error:  # servers differ in what they raise once the client has left
             logger.debug("a reply could not be written: %r", error)
             is_gone = True
+            return False
+        return True
 
-    is_delivered = False
+    is_delivered = is_written = False
     async with anyio.create_task_group() as group:
         group.start_soon(watch)
         await write(_head(200, call.headers()))
@@ -159,9 +161,10 @@ async def _write_reply(call: InvokeCall, lines: ReplyLines, wakeup: _Wakeup, rec
             ended = lines.take()
             is_last = lines.is_complete
             if ended or is_last:
-                await write(_body(call.ended_lines(ended), more=not is_last))
+                is_written = await write(_body(call.ended_lines(ended), more=not is_last))
             if is_last:
-                is_delivered = not is_gone
+                # Not `not is_gone`: servers report a disconnect after every complete reply as well.
+                is_delivered = is_written
                 break
             with anyio.move_on_after(KEEP_AWAKE_SECONDS) as silence:
                 await wakeup.wait()

@@ -4,12 +4,13 @@ A runtime opens a scope for each invocation; the scope owns every task that the 
 when it is left. A host runs the handler in it and knows when the handler is idle.
 """
 
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import sniffio
 
 from durable.errors import DurableError
 
@@ -110,16 +111,16 @@ class Scope(Protocol):
 class Runtime(Protocol):
     def open_scope(self) -> AbstractAsyncContextManager[Scope]: ...
 
+    def new_signal(self) -> Signal: ...
+
 
 def current_runtime() -> Runtime:
     """The runtime of the loop that is running here, asyncio or Trio."""
-    if "trio" in sys.modules:
-        import trio
+    # Not trio.lowlevel.in_trio_run(): with trio-asyncio that is true in asyncio's tasks too.
+    if sniffio.current_async_library() == "trio":
+        from durable import trio_runtime
 
-        if trio.lowlevel.in_trio_run():
-            from durable import trio_runtime
-
-            return trio_runtime
+        return trio_runtime
     from durable import asyncio_runtime
 
     return asyncio_runtime

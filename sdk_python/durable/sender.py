@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from durable.errors import EngineUnreachable, Refused
-from durable.runtime import Runtime, Scope, Signal, current_runtime
+from durable.runtime import Signal, current_runtime
 from durable.wire import CheckpointEntry, EntryAnswer, WireFault, WireRefusal, Workspace, decode_checkpoint_answer, encode
 
 logger: Final = logging.getLogger("durable")
@@ -46,46 +46,42 @@ class CheckpointSender:
     """Group commit: what gathers while one request is under way goes together in the next.
 
         sender = CheckpointSender(client.post, workspace)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sender.serve)
-            ...
-            answer = await sender.submit(entry, deadline=time.monotonic() + 30)
+        nursery.start_soon(sender.serve)
+        answer = await sender.submit(entry, deadline=time.monotonic() + 30)
     """
 
     def __init__(self, post: Post, workspace: Workspace) -> None:
         self._post = post
         self._head = b'{"type":"checkpoint","workspace":' + encode(workspace) + b',"entries":['
         self._queue: deque[_Waiting] = deque()
-        self._scope: Scope | None = None
         self._arrived: Signal | None = None
 
     async def serve(self) -> None:
         """Send what `submit` brings, until cancelled. Runs on the loop of the invocations, asyncio or Trio."""
-        runtime: Runtime = current_runtime()
-        async with runtime.open_scope() as scope:
-            self._scope, self._arrived = scope, scope.new_signal()
-            try:
-                while True:
-                    while self._queue:
-                        await self._send(self._take_group())
-                    await self._arrived.wait(None)
-            finally:
-                self._scope = self._arrived = None
-                for waiting in self._queue:
-                    waiting.fail("The app stops serving.")
-                self._queue.clear()
+        self._arrived = current_runtime().new_signal()
+        try:
+            while True:
+                while self._queue:
+                    await self._send(self._take_group())
+                await self._arrived.wait(None)
+        finally:
+            self._arrived = None
+            while self._queue:
+                self._queue.popleft().fail("The app stops serving.")
 
     async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
-        """See `Sender.submit`."""
-        if self._scope is None or self._arrived is None:
-            raise EngineUnreachable("Checkpoints are not being sent: CheckpointSender.serve() is not running.")
-        waiting = _Waiting(entry, encode(entry), deadline, self._scope.new_signal())
+        """See `Sender.submit`. An entry that comes before `serve` has begun waits for it."""
+        waiting = _Waiting(entry, encode(entry), deadline, current_runtime().new_signal())
         self._queue.append(waiting)
-        self._arrived.set()
+        if self._arrived is not None:
+            self._arrived.set()
         try:
-            # The deadline is kept by the sender, which may have the entry on the wire at that moment.
             while waiting.answer is None and waiting.error is None:
-                await waiting.done.wait(None)
+                # While it is served the sender keeps the deadline: it may have the entry on the wire at that moment.
+                is_served = self._arrived is not None
+                was_woken = await waiting.done.wait(None if is_served else deadline)
+                if not was_woken and self._arrived is None:
+                    raise EngineUnreachable("Checkpoints are not being sent: CheckpointSender.serve() is not running.")
         finally:
             waiting.is_given_up = True
         if waiting.answer is None:
@@ -132,9 +128,8 @@ class CheckpointSender:
                 why = str(refused)
             group = _drop_overdue(group, pause_seconds, why)
             if group:
-                assert self._scope is not None
                 logger.warning("checkpoint of %d runs is sent again in %.1f s: %s", len(group), pause_seconds, why)
-                await self._scope.new_signal().wait(time.monotonic() + pause_seconds)
+                await current_runtime().new_signal().wait(time.monotonic() + pause_seconds)
                 pause_seconds = min(pause_seconds * 2, PAUSE_SECONDS_MAX)
 
     async def _take_refusal(self, group: "list[_Waiting]", refused: Refused) -> None:

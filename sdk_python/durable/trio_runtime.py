@@ -21,6 +21,11 @@ from durable.step import Step
 from durable.thread_runtime import ThreadHost, bodies
 
 
+def new_signal() -> Signal:
+    """A signal for a task of this loop."""
+    return TrioSignal()
+
+
 @asynccontextmanager
 async def open_scope() -> "AsyncIterator[TrioScope]":
     """A scope for one invocation. Leaving it cancels what still runs in it and waits for that."""

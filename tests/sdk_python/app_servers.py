@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,8 +46,14 @@ def hypercorn_asyncio_server(asgi: Any) -> Iterator[str]:
 
         await hypercorn.asyncio.serve(asgi, config_of(listener), shutdown_trigger=stopped)
 
-    with in_thread(lambda: asyncio.run(serve()), stop):
+    with in_thread(lambda: run_on_asyncio(serve()), stop):
         yield address(listener)
+
+
+def run_on_asyncio(work: Coroutine[Any, Any, None]) -> None:
+    # asyncio's own loop, also where trio-asyncio has put its policy in place.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(work)
 
 
 @contextmanager

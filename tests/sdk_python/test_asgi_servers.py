@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import durable
 import httpx
 import pytest
-from app_servers import ASGI_SERVERS, uvicorn_server
-from fake_engine import FakeEngine, environment_of
 
-import durable
 from protocol import signing
+from tests.sdk_python.app_servers import ASGI_SERVERS, uvicorn_server
+from tests.sdk_python.fake_engine import FakeEngine, environment_of
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invocation_bench import (
+from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,
     forever,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from invocation_bench import (
+from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,
     error_of,

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from invocation_bench import LOOPS, RUN_ID, forever, function_of, is_trio, on_loop, until_blocked
+from tests.sdk_python.invocation_bench import LOOPS, RUN_ID, forever, function_of, is_trio, on_loop, until_blocked
 from msgspec import Raw
 
 from durable import memo

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +52,8 @@ class System:
     to_engine: FaultProxy | None = None
     signing_key: str = ""
     token: str = ""
+    more_app_urls: Sequence[str] = ()
+    has_failed: bool = False
 
     # Who runs.
 
@@ -67,7 +69,9 @@ class System:
         words = ["--port", str(self.engine_ports[number]), "--lease-seconds", f"{self.lease_seconds:g}",
                  "--drain-seconds", f"{self.drain_seconds:g}"]  # fmt: skip
         if self.mode == "dev":
-            words += ["--data-dir", str(self.data_dir), "--app-url", self.app_url]
+            words += ["--data-dir", str(self.data_dir)]
+            for url in (self.app_url, *self.more_app_urls):
+                words += ["--app-url", url]
         environment = {**self.environment(), "DURABLE_CRASH_AT": crash_at}
         if self.mode == "start":
             environment |= {"DATABASE_URL": self.dsn, "DURABLE_SECRET_KEY": "s" * 40, "DURABLE_ALLOWED_NETWORKS": "127.0.0.0/8"}
@@ -76,12 +80,14 @@ class System:
             wait_until(f"engine {number} is ready", lambda: self.is_ready(number), START_SECONDS_MAX)
         return started
 
-    def start_app(self, module: str = WITNESS_APP, *, worker: str = "asyncio", environment: Mapping[str, str] | None = None) -> Process:
-        """Start the app, on the port that it had before."""
+    def start_app(
+        self, module: str = WITNESS_APP, *, name: str = "app", port: int | None = None, worker: str = "asyncio", **environment: str
+    ) -> Process:
+        """Start the app, on the port that it had before, or another process or app beside it."""
         # 0 workers: in the process itself, so that killing it kills the bodies.
         command = [sys.executable, "-m", "hypercorn", "--workers", "0", "-k", worker, "--log-level", "warning",
-                   "--bind", f"127.0.0.1:{self.app_port}", module]  # fmt: skip
-        return self.processes.start("app", command, {**self.environment(), **(environment or {})})
+                   "--bind", f"127.0.0.1:{port or self.app_port}", module]  # fmt: skip
+        return self.processes.start(name, command, {**self.environment(), **environment})
 
     def postmaster_pid(self) -> int:
         return int((self.data_dir / "postmaster.pid").read_text().split()[0])
@@ -219,7 +225,8 @@ def open_system(
         _stop(system, processes)
         raise
     _stop(system, processes)
-    shutil.rmtree(place, ignore_errors=True)
+    if not system.has_failed:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _start(system: System, engines: int, app: str | None, app_worker: str) -> None:

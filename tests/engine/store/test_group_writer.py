@@ -113,6 +113,36 @@ async def test_groups_are_bounded(autojump_clock: object) -> None:
     assert max(sizes) == ROWS_PER_GROUP_MAX and sum(sizes) == ROWS_PER_GROUP_MAX * 2 + 1
 
 
+async def test_what_was_submitted_together_is_written_together_or_not_at_all(autojump_clock: object) -> None:
+    groups: list[list[int]] = []
+
+    async def flush(rows: Sequence[int], is_repeated: bool) -> list[str]:
+        if 7 in rows:
+            raise ValueError("seven")
+        groups.append(list(rows))
+        return ["ok"] * len(rows)
+
+    writer: GroupWriter[int, str] = GroupWriter("test", flush)
+    refused: list[str] = []
+
+    async def send(rows: list[int]) -> None:
+        try:
+            await writer.submit_all(rows)
+        except ValueError as error:
+            refused.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as senders:
+            senders.start_soon(send, list(range(10)))
+            senders.start_soon(send, list(range(100, 100 + 3 * ROWS_PER_GROUP_MAX)))
+            senders.start_soon(send, [1000])
+            await wait_all_tasks_blocked()
+            await nursery.start(writer.serve)
+        nursery.cancel_scope.cancel()
+    assert refused == ["seven"]
+    assert sorted(row for group in groups for row in group) == [*range(100, 100 + 3 * ROWS_PER_GROUP_MAX), 1000]
+
+
 async def test_too_many_waiting_rows_are_refused_before_memory_grows() -> None:
     async def flush(rows: Sequence[int], is_repeated: bool) -> list[str]:
         return ["ok"] * len(rows)

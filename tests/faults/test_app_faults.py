@@ -1,0 +1,112 @@
+"""An app that dies in a body, freezes, poisons itself, or can not be reached: one run pays what it must, the others go on."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.faults.mixed_load import make_mixed
+from tests.system.checker import assert_sound
+from tests.system.fault_proxy import Fault
+from tests.system.logged_client import Load
+from tests.system.processes import free_ports, wait_until
+from tests.system.runs import body_starts, ended_as, has_returned, invocations_of, start_run
+from tests.system.system import System, http_status
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+
+def test_an_app_killed_in_a_body_costs_one_attempt_and_no_committed_step(system: System) -> None:
+    run_id = start_run(system, "three.wanted", {"n": 1, "body_seconds": 0.4}, "killed-app")
+    wait_until("the body of b runs", lambda: body_starts(system, run_id, "b"))
+    system.app.kill9()
+    system.start_app()
+    assert_sound(system)
+    assert [len(body_starts(system, run_id, step)) for step in "abc"] == [1, 2, 1]
+    invocations = invocations_of(system, run_id)
+    assert [(row["outcome"], row["attempt"]) for row in invocations if row["outcome"] != "undelivered"] == [
+        ("call_died", 1),
+        ("completed", 1),  # b, committed, has set the count back
+    ]
+    [died] = system.query("SELECT max(attempt) AS attempt FROM step WHERE run_id = $1::text::uuid", run_id)
+    assert died["attempt"] == 1, "the step itself has not failed"
+
+
+def test_a_run_that_kills_its_app_each_time_fails_with_the_cause_and_others_go_on(system: System) -> None:
+    is_over = threading.Event()
+    deaths: list[int] = []
+
+    def restart_app() -> None:
+        while not is_over.wait(0.02):
+            if not system.app.is_alive():
+                deaths.append(system.app.wait(0))
+                system.start_app()
+
+    supervisor = threading.Thread(target=restart_app)
+    supervisor.start()
+    try:
+        with Load([system.client()], lambda n: ("three.wanted", {"n": n, "body_seconds": 0.02}), prefix="beside-poison", per_second=10):
+            run_id = start_run(system, "poison.wanted", {}, "poison")
+            wait_until("the poison has failed", lambda: ended_as(system, run_id) is not None, 45)
+        evidence = assert_sound(system)
+    finally:
+        is_over.set()
+        supervisor.join()
+    [end] = system.query("SELECT status, error FROM run_end WHERE run_id = $1::text::uuid", run_id)
+    assert end["status"] == "failed" and "connection" in end["error"], end
+    # Two retries: three tries, and the app died in each.
+    assert deaths == [7, 7, 7]
+    assert len(body_starts(system, run_id, "drink")) == 3
+    beside = [run for run in evidence.runs.values() if run["external_id"].startswith("beside-poison")]
+    assert beside and all(run["status"] == "completed" for run in beside)
+
+
+def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is_stale(system: System) -> None:
+    assert system.to_app is not None
+    run_id = start_run(system, "three.wanted", {"n": 2, "body_seconds": 0.5}, "frozen-app")
+    [begun] = wait_until("the body of b runs", lambda: body_starts(system, run_id, "b"))
+    frozen = system.app
+    frozen.freeze()
+    # Another process of the app takes over; the engine's connection to the frozen one breaks.
+    [port] = free_ports(1)
+    other = system.start_app(name="app2", port=port)
+    try:
+        wait_until("the other app serves", lambda: httpended_as(port, "/") > 0)
+        system.to_app.target = port
+        system.to_app.drop_connections()
+        wait_until("the run has ended elsewhere", lambda: ended_as(system, run_id) == "completed")
+        frozen.thaw()
+        wait_until("the frozen body has come to its end", lambda: has_returned(system, run_id, "b", begun.pid))
+        # What the woken process has to say goes before what it says of a later run.
+        system.to_app.target = system.app_port
+        system.to_app.drop_connections()
+        later = start_run(system, "three.wanted", {"n": 3}, "after-the-freeze")
+        wait_until("a later run has ended in the woken app", lambda: ended_as(system, later) == "completed")
+        assert_sound(system)
+        assert {line.pid for line in body_starts(system, later, "a")} == {frozen.pid}
+    finally:
+        frozen.thaw()
+        other.kill9()
+    assert [(line.step_id, line.generation) for line in body_starts(system, run_id) if line.pid == frozen.pid] == [("a", 1), ("b", 1)]
+    [written] = system.query("SELECT generation FROM step WHERE run_id = $1::text::uuid AND step_id = 'b'", run_id)
+    assert written["generation"] > 1, "the frozen generation has written nothing"
+
+
+FAULTS: tuple[Fault, ...] = ("reset", "truncate", "black_hole", "delay", "refuse")
+
+
+def test_broken_networks_between_engine_and_app_lose_and_repeat_nothing(system: System, seed: int) -> None:
+    assert system.to_app and system.to_engine
+    with Load([system.client()], make_mixed(seed), prefix="network", per_second=15) as load:
+        for proxy in (system.to_app, system.to_engine):
+            for fault in FAULTS:
+                wanted = load.acknowledged + 8
+                proxy.fault = fault
+                wait_until("some events came in during the fault", lambda wanted=wanted: load.acknowledged >= wanted)  # type: ignore[misc]
+                proxy.fault = "none"
+                if fault == "black_hole":
+                    # As a firewall does that forgot its connections.
+                    proxy.drop_connections()
+    assert_sound(system)
+

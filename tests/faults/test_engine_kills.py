@@ -1,0 +1,66 @@
+"""An engine that is killed: at every named crash point, and again and again at random moments, under a load of every kind of run."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from engine.store.crash_points import CRASH_POINTS
+from tests.faults.mixed_load import make_mixed
+from tests.system.checker import assert_sound
+from tests.system.logged_client import Load
+from tests.system.processes import wait_until
+from tests.system.system import System, open_system
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+KILLED = 137
+# A lease of 4 s, the grace of 2 s, and a look a second must pass before the reaper has work.
+REACH_SECONDS_MAX = 25.0
+
+
+def test_an_engine_that_dies_at_any_named_point_loses_and_repeats_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+    with open_system(lease_seconds=3) as system:
+        points = [name for name in CRASH_POINTS if name not in ("reclaim_before_commit", "drain_started")]
+        chance.shuffle(points)
+        # The reaper's point last but one: by then leases of the dead have ended.
+        points += ["reclaim_before_commit", "drain_started"]
+        system.engine().kill9()
+        with Load([system.client()], make_mixed(seed), prefix="crash", per_second=24, threads=6):
+            for name in points:
+                _crash_at(system, name, chance.randint(1, 3) if name not in ("reclaim_before_commit", "drain_started") else 1)
+            system.start_engine()
+        assert_sound(system)
+
+
+def _crash_at(system: System, name: str, passage: int) -> None:
+    """Run an engine until it dies at the point; AssertionError when it never comes there."""
+    engine = system.start_engine(crash_at=f"{name}:{passage}", is_awaited=name == "drain_started")
+    if name == "drain_started":
+        engine.terminate()
+    try:
+        assert engine.wait(REACH_SECONDS_MAX) == KILLED
+    except AssertionError as error:
+        raise AssertionError(f"The crash point {name}:{passage} was not reached. {error}") from None
+
+
+def test_an_engine_that_is_killed_again_and_again_loses_and_repeats_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+    with open_system(lease_seconds=3, app_worker="trio") as system:
+        with Load([system.client()], make_mixed(seed), prefix="kill", per_second=24, threads=6) as load:
+            for _ in range(5):
+                time.sleep(chance.uniform(0.05, 1.5))
+                system.engine().kill9()
+                # Also while it starts.
+                system.start_engine(is_awaited=chance.random() < 0.7)
+            system.engine().kill9()
+            system.start_engine()
+        assert load.acknowledged
+        evidence = assert_sound(system)
+        assert any(lease["outcome"] == "interrupted" for leases in evidence.leases.values() for lease in leases.values()), (
+            "No run was interrupted; the kills fell on nothing."
+        )
+        wait_until("the killed engine's successor holds no more files than at rest", lambda: system.engine().open_files() < 60)

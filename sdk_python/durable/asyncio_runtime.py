@@ -67,7 +67,7 @@ class AsyncioScope:
         context = copy_context() if context is None else context
         # Bodies and checkpoints are no tasks of the handler: its idleness does not depend on them.
         context.run(_host_here.set, None)
-        task = self.loop.create_task(run(*arguments), context=context)  # type: ignore[arg-type]
+        task: asyncio.Task[None] = self.loop.create_task(run(*arguments), context=context)  # type: ignore[arg-type]
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
@@ -367,7 +367,7 @@ def _watch_new_tasks(loop: asyncio.AbstractEventLoop) -> None:
         return
 
     def create_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> Any:
-        task = asyncio.Task(coro, loop=loop, **options) if inner is None else inner(loop, coro, **options)
+        task: Any = asyncio.Task(coro, loop=loop, **options) if inner is None else inner(loop, coro, **options)
         context = options.get("context")
         host = _host_here.get() if context is None else context.get(_host_here)
         if host is not None:

@@ -44,7 +44,8 @@ class BackgroundLoop:
     def _loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop_of is None or self._loop_of[0] != os.getpid():
-                loop = asyncio.new_event_loop()
+                # Not new_event_loop(): a policy (trio-asyncio's) may give loops that no thread but the maker's can run.
+                loop = asyncio.SelectorEventLoop()
                 thread = threading.Thread(target=_serve, args=(loop,), name="durable-loop", daemon=True)
                 thread.start()
                 self._loop_of = (os.getpid(), loop, thread)

@@ -270,7 +270,8 @@ class Execution:
         if not self._planned or self._memo.has_asked:
             return
         if not self._lease_is_fresh and self._lease_ends_at - time.monotonic() <= LEASE_MARGIN_SECONDS:
-            self._needs_news = True
+            # The answer to whatever is on its way renews the lease as well.
+            self._needs_news = self._in_flight is None
             return
         self._lease_is_fresh = False
         self.is_replaying = False

@@ -9,7 +9,8 @@ from collections.abc import MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
-is_replaying: ContextVar[bool] = ContextVar("durable_is_replaying", default=False)
+# Asked for its truth at each line, so it may be an object whose truth changes while the handler goes on.
+is_replaying: ContextVar[object] = ContextVar("durable_is_replaying", default=False)
 
 
 class ReplayFilter(logging.Filter):

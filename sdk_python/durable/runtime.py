@@ -55,7 +55,7 @@ class Reply(Protocol):
 class Job(Protocol):
     """A task of the scope."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> Any:
         """Cancel it soon; a thread is left to end unheard."""
         ...
 
@@ -109,7 +109,9 @@ class Scope(Protocol):
 
 
 class Runtime(Protocol):
-    def open_scope(self) -> AbstractAsyncContextManager[Scope]: ...
+    def open_scope(self) -> AbstractAsyncContextManager[Any]:
+        """The context manager gives a `Scope`."""
+        ...
 
     def new_signal(self) -> Signal: ...
 

@@ -54,6 +54,7 @@ class CheckpointSender:
         self._post = post
         self._head = b'{"type":"checkpoint","workspace":' + encode(workspace) + b',"entries":['
         self._queue: deque[_Waiting] = deque()
+        self._on_the_wire: list[_Waiting] = []
         self._arrived: Signal | None = None
 
     async def serve(self) -> None:
@@ -62,12 +63,15 @@ class CheckpointSender:
         try:
             while True:
                 while self._queue:
-                    await self._send(self._take_group())
+                    self._on_the_wire = self._take_group()
+                    await self._send(self._on_the_wire)
                 await self._arrived.wait(None)
         finally:
             self._arrived = None
-            while self._queue:
-                self._queue.popleft().fail("The app stops serving.")
+            for waiting in (*self._on_the_wire, *self._queue):
+                if waiting.answer is None and waiting.error is None:
+                    waiting.fail("The app stops serving.")
+            self._queue.clear()
 
     async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
         """See `Sender.submit`. An entry that comes before `serve` has begun waits for it."""

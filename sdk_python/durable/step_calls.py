@@ -31,7 +31,7 @@ MATCH_PATHS_MAX: Final = 8
 def open_run(
     execution: "Execution",
     step_id: str,
-    body: Callable[..., Any],
+    body: Any,
     arguments: tuple[Any, ...],
     options: dict[str, Any],
     *,

@@ -79,5 +79,6 @@ DRIVES: dict[str, dict[str, list[Drive]]] = {
     "docs/guides/starting-runs.md": {"total": [Drive({"numbers": [1, 2]}, 3)]},
     "docs/guides/cancelling.md": {"long_work": [Drive({}, None, ("12h",))]},
     "docs/guides/testing.md": {"onboarding": [Drive({"id": 1}, {"approved": False})]},
+    "docs/reference/api.md": {"onboarding": [Drive({"id": 1}, "done")]},
     "docs/guides/serving.md": {"ping": [Drive({}, "pong")]},
 }

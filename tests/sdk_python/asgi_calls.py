@@ -8,13 +8,19 @@ Message = dict[str, Any]
 
 
 async def call(
-    asgi: Any, *, method: str = "POST", headers: dict[str, str] | None = None, parts: list[bytes] | None = None, leaves: bool = False
+    asgi: Any,
+    *,
+    method: str = "POST",
+    headers: dict[str, str] | None = None,
+    parts: list[bytes] | None = None,
+    leaves: bool = False,
 ) -> list[Message]:
     """What the app sends for a request whose body comes in `parts`; `leaves`: the client goes away after them."""
     sent: list[Message] = []
     pieces = [b""] if parts is None else parts
     coming: list[Message] = [
-        {"type": "http.request", "body": part, "more_body": leaves or index < len(pieces) - 1} for index, part in enumerate(pieces)
+        {"type": "http.request", "body": part, "more_body": leaves or index < len(pieces) - 1}
+        for index, part in enumerate(pieces)
     ]
     if leaves:
         coming.append({"type": "http.disconnect"})

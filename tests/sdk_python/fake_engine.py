@@ -241,7 +241,9 @@ class FakeEngine:
             "function": run.function,
             "event": run.event,
             "steps": run.memo,
-            "retries": [{"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()],
+            "retries": [
+                {"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()
+            ],
             "waiting": [{"id": id, "kind": wait["kind"]} for id, wait in run.waits.items()],
             "lease_seconds": self.lease_seconds,
         }
@@ -284,8 +286,17 @@ class FakeEngine:
         if entry.ends:
             self._end(run, entry.ops, entry.known, "checkpoint")
         self._changed.notify_all()
-        retries = [{"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()]
-        return {**answer, "status": "ok", "lease_seconds": self.lease_seconds, "resolved": resolved, "retries": retries, "abandoned": []}
+        retries = [
+            {"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()
+        ]
+        return {
+            **answer,
+            "status": "ok",
+            "lease_seconds": self.lease_seconds,
+            "resolved": resolved,
+            "retries": retries,
+            "abandoned": [],
+        }
 
     def _apply(self, run: FakeRun, ops: list[messages.Op]) -> None:
         now = time.monotonic()
@@ -306,7 +317,9 @@ class FakeEngine:
                     run.waits.setdefault(op.id, wait)
                 case messages.SendEvents():
                     if run.find(op.id) is None:
-                        events = [{"id": str(uuid.uuid4()), "name": event.name, "data": _value(event.data)} for event in op.events]
+                        events = [
+                            {"id": str(uuid.uuid4()), "name": event.name, "data": _value(event.data)} for event in op.events
+                        ]
                         for event in events:
                             self._take_event(event)
                         run.remember(op.id, "send_events", data={"ids": [event["id"] for event in events]})
@@ -402,7 +415,11 @@ class FakeEngine:
             if request_id in self._seen_ids or headers.get("durable-workspace") != str(self.workspace):
                 raise signing.SignatureError("replayed", "The id was seen before, or the workspace is another.")
         except signing.SignatureError as error:
-            return 401, {}, json.dumps({"code": "bad_signature", "message": str(error), "hint": "Check DURABLE_SIGNING_KEY."}).encode()
+            return (
+                401,
+                {},
+                json.dumps({"code": "bad_signature", "message": str(error), "hint": "Check DURABLE_SIGNING_KEY."}).encode(),
+            )
         self._seen_ids.add(request_id)
         routes = {
             ("POST", "/v1/checkpoint"): self.take_checkpoint,

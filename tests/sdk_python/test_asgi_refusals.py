@@ -222,7 +222,15 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_gets_nothing(asgi: Any, 
 def invocation(function: str, run_id: str = RUN_ID) -> dict[str, Any]:
     event = {"id": "e", "name": "x", "data": {"a": 1}, "received_at": "2026-01-31T09:00:00.000000Z"}
     memo = [{"id": "a", "kind": "step", "position": 4, "data": 1}]
-    return {"run_id": run_id, "generation": 3, "attempt": 1, "function": function, "event": event, "steps": memo, "lease_seconds": 30}
+    return {
+        "run_id": run_id,
+        "generation": 3,
+        "attempt": 1,
+        "function": function,
+        "event": event,
+        "steps": memo,
+        "lease_seconds": 30,
+    }
 
 
 def lines_of(engine: FakeEngine, sent: Any, request_id: str) -> list[Any]:
@@ -232,7 +240,11 @@ def lines_of(engine: FakeEngine, sent: Any, request_id: str) -> list[Any]:
 
 def test_an_unknown_function_does_not_disturb_the_others_of_its_call(asgi: Any, on_loop: Any, engine: FakeEngine) -> None:
     second = RUN_ID.replace("01990a3c", "01990a3d")
-    message = {"type": "invoke", "workspace": MANIFEST["workspace"], "invocations": [invocation("nope"), invocation("quick", second)]}
+    message = {
+        "type": "invoke",
+        "workspace": MANIFEST["workspace"],
+        "invocations": [invocation("nope"), invocation("quick", second)],
+    }
     sent = on_loop(call(asgi, **signed(engine, bytes_of(message), message_id="msg_1")))
     assert status_of(sent) == 200
     assert headers_of(sent) == {

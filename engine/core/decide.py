@@ -10,6 +10,7 @@ import math
 from typing import assert_never
 
 import msgspec
+from msgspec import Raw
 
 from engine.core.backoff import backoff_seconds
 from engine.core.ids import sent_event_id
@@ -17,6 +18,8 @@ from engine.core.outcome import CallDied, HandedBack, Interrupted, Outcome, Repo
 from engine.core.run import (
     INTERRUPTIONS_MAX,
     MEMO_BYTES_MAX,
+    MISMATCH_DELAY_SECONDS_MAX,
+    MISMATCH_SECONDS_MAX,
     UNDELIVERED_MAX,
     LiveRun,
     PendingRetry,
@@ -41,6 +44,7 @@ from engine.core.transition import (
 )
 from protocol.limits import MEMO_ENTRIES_MAX, RETRY_AFTER_SECONDS_MAX, RETRY_AFTER_SECONDS_MIN
 from protocol.manifest import FunctionConfig
+from protocol.messages import decode_error
 from protocol.ops import (
     Abandon,
     Complete,
@@ -73,7 +77,7 @@ def decide(run: LiveRun, config: FunctionConfig, recorded: Recorded, outcome: Ou
             pause_seconds = 0.0 if interruptions == 1 else min(0.25 * 2 ** (interruptions - 2), 10.0)
             return Transition(
                 next=Parked("quarantine") if held else Delayed(pause_seconds) if pause_seconds else Ready(),
-                counters=Counters(run.attempt, interruptions, run.undelivered),
+                counters=Counters(run.attempt, interruptions, run.undelivered, run.mismatches),
                 invocation_outcome="interrupted",
                 invocation_detail=cause,
             )
@@ -366,13 +370,30 @@ def _function_failed(
     outcome: str,
 ) -> Transition:
     """The function itself failed, outside its steps: the next attempt, or the end."""
+    if retriable and _is_mismatch(error):
+        return _mismatched(run, error, outcome)
     if retriable and run.attempt <= config.retries:
         delay = _retry_delay(retry_after, backoff_seconds(config.backoff, run.attempt, jitter))
-        counters = Counters(run.attempt + 1, run.interruptions, 0)
+        counters = Counters(run.attempt + 1, run.interruptions, 0, run.mismatches)
         next_state: Next = Delayed(delay) if delay > 0 else Ready()
     else:
         counters, next_state = _counters(run), Ended("failed", error=error)
     return Transition(next=next_state, counters=counters, invocation_outcome=outcome, invocation_detail=error)
+
+
+def _mismatched(run: LiveRun, error: str, outcome: str) -> Transition:
+    """Old and new code run side by side while a deploy rolls: no retry is spent, and after an hour it was no deploy."""
+    mismatches = run.mismatches + 1
+    delays = [min(2.0**power, MISMATCH_DELAY_SECONDS_MAX) for power in range(min(mismatches, 1_000))]
+    next_state: Next = Delayed(delays[-1])
+    if sum(delays) > MISMATCH_SECONDS_MAX:
+        next_state = Ended("failed", error=error)
+    counters = Counters(run.attempt, run.interruptions, 0, mismatches)
+    return Transition(next=next_state, counters=counters, invocation_outcome=outcome, invocation_detail=error)
+
+
+def _is_mismatch(error: str) -> bool:
+    return decode_error(Raw(error.encode())).code == "code_mismatch"
 
 
 def _undelivered(run: LiveRun, outcome: Undelivered) -> Transition:
@@ -383,7 +404,7 @@ def _undelivered(run: LiveRun, outcome: Undelivered) -> Transition:
     )
     return Transition(
         next=Parked("quarantine") if undelivered >= UNDELIVERED_MAX else Ready(),
-        counters=Counters(run.attempt, run.interruptions, undelivered),
+        counters=Counters(run.attempt, run.interruptions, undelivered, run.mismatches),
         invocation_outcome="undelivered",
         invocation_detail=outcome.detail,
         lane_hold=hold,
@@ -397,7 +418,7 @@ def _retry_delay(asked_seconds: float | None, policy_seconds: float) -> float:
 
 
 def _counters(run: LiveRun) -> Counters:
-    return Counters(run.attempt, run.interruptions, run.undelivered)
+    return Counters(run.attempt, run.interruptions, run.undelivered, run.mismatches)
 
 
 def _with(run: LiveRun, counters: Counters) -> LiveRun:
@@ -412,6 +433,7 @@ def _with(run: LiveRun, counters: Counters) -> LiveRun:
         counters.attempt,
         counters.interruptions,
         counters.undelivered,
+        counters.mismatches,
     )
 
 

@@ -14,6 +14,9 @@ EndStatus = Literal["completed", "failed", "cancelled"]
 
 # After so many broken invocations with no commit between, a run is held until a person looks at it: it may be what breaks them.
 INTERRUPTIONS_MAX = 10
+# How long code may not fit a run's history before that is final: longer than a rolling deploy takes.
+MISMATCH_SECONDS_MAX = 3600.0
+MISMATCH_DELAY_SECONDS_MAX = 60.0
 UNDELIVERED_MAX = 10
 MEMO_BYTES_MAX = 64 * 1024 * 1024
 
@@ -32,6 +35,7 @@ class LiveRun:
     attempt: int = 1
     interruptions: int = 0
     undelivered: int = 0
+    mismatches: int = 0
 
 
 @dataclass(frozen=True, slots=True)

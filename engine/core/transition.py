@@ -102,6 +102,7 @@ class Counters:
     attempt: int
     interruptions: int
     undelivered: int
+    mismatches: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from protocol.requests import EntryAnswer, Refusal
 LOCK_REPORTED_RUNS = Sql(
     "lock_reported_runs",
     """
-SELECT run_id, workspace_id, function_id, state, generation, position, memo_bytes, attempt, interruptions, undelivered,
+SELECT run_id, workspace_id, function_id, state, generation, position, memo_bytes, attempt, interruptions, undelivered, mismatches,
        extract(epoch FROM due_at - clock_timestamp())::float8 AS lease_seconds
   FROM live_run WHERE run_id = ANY($run_ids::uuid[])
  ORDER BY run_id FOR UPDATE SKIP LOCKED""",
@@ -45,7 +45,7 @@ SELECT run_id, workspace_id, function_id, state, generation, position, memo_byte
 LOCK_RUNS_AND_WAITERS = Sql(
     "lock_runs_and_waiters",
     """
-SELECT run_id, workspace_id, function_id, state, generation, position, memo_bytes, attempt, interruptions, undelivered,
+SELECT run_id, workspace_id, function_id, state, generation, position, memo_bytes, attempt, interruptions, undelivered, mismatches,
        extract(epoch FROM due_at - clock_timestamp())::float8 AS lease_seconds
   FROM live_run WHERE run_id = ANY($run_ids::uuid[])
  ORDER BY run_id FOR UPDATE""",

@@ -24,7 +24,7 @@ RECLAIMED_PER_GROUP_MAX = 200
 LOCK_EXPIRED_RUNS = Sql(
     "lock_expired_runs",
     """
-SELECT run_id, workspace_id, function_id, state, generation, position, memo_bytes, attempt, interruptions, undelivered
+SELECT run_id, workspace_id, function_id, state, generation, position, memo_bytes, attempt, interruptions, undelivered, mismatches
   FROM live_run
  WHERE state IN ('leased', 'cancelled') AND due_at < clock_timestamp() - make_interval(secs => $grace_seconds)
  ORDER BY due_at LIMIT $runs_max FOR UPDATE SKIP LOCKED""",

@@ -60,7 +60,10 @@ class AppClient:
     """Keeps connections to apps. One for the engine's life, used as a context."""
 
     def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = ()) -> None:
-        self._connections = Connections(GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks))
+        self._connections = Connections(
+            tls=GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks),
+            plain=GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks, only_listed=not allow_local),
+        )
 
     async def __aenter__(self) -> AppClient:
         return self

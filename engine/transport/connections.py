@@ -24,8 +24,9 @@ Origin = tuple[bytes, bytes, int]
 class Connections:
     """Opens, keeps and closes them. As a context it closes all at its end."""
 
-    def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
-        self._backend = backend
+    def __init__(self, *, tls: httpcore.AsyncNetworkBackend, plain: httpcore.AsyncNetworkBackend) -> None:
+        self._tls = tls
+        self._plain = plain
         self._idle: defaultdict[Origin, list[httpcore.AsyncHTTPConnection]] = defaultdict(list)
 
     async def __aenter__(self) -> Connections:
@@ -63,8 +64,9 @@ class Connections:
             if connection.is_available() and not connection.has_expired():
                 return connection
             await connection.aclose()
+        backend = self._tls if origin.scheme == b"https" else self._plain
         return httpcore.AsyncHTTPConnection(
-            origin=origin, keepalive_expiry=KEEP_SECONDS, network_backend=self._backend, http1=True, http2=False
+            origin=origin, keepalive_expiry=KEEP_SECONDS, network_backend=backend, http1=True, http2=False
         )
 
     async def _give_back(self, origin: httpcore.Origin, connection: httpcore.AsyncHTTPConnection) -> None:

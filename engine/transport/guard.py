@@ -27,11 +27,12 @@ class TargetRefused(Exception):
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects only to allowed addresses."""
+    """Connects only to allowed addresses. `only_listed`: to those of the allowed networks alone, for calls without TLS."""
 
-    def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = ()) -> None:
+    def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = (), only_listed: bool = False) -> None:
         self._inner = httpcore.TrioBackend()
         self._allow_local = allow_local
+        self._only_listed = only_listed
         self._networks: list[IPNetwork] = [ipaddress.ip_network(text) for text in allowed_networks]
 
     async def connect_tcp(
@@ -76,6 +77,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             return "a link-local, multicast or unspecified address, which is never called"
         if any(address.version == network.version and address in network for network in self._networks):
             return None
+        if self._only_listed:
+            return "called over plain http, and not in a network of DURABLE_ALLOWED_NETWORKS; outside dev its URL must be https"
         if not address.is_global and not self._allow_local:
             return "a private or loopback address; name its network in DURABLE_ALLOWED_NETWORKS to allow it"
         return None

@@ -8,6 +8,7 @@ task factory, and a task is runnable when the future that it awaits is done.
 """
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 from durable.await_place import find_await_place
 from durable.errors import Parked
-from durable.runtime import Host, Outcome, Signal, StepTimeout
+from durable.runtime import Host, Outcome, Signal, StepTimeout, is_parked
 from durable.step import Step
 from durable.thread_runtime import ThreadHost, bodies
 
@@ -76,9 +77,9 @@ class AsyncioScope:
         limit = asyncio.timeout(timeout_seconds)
         try:
             async with limit:
-                if is_async:
-                    return await call()
-                return await self._run_in_thread(call)
+                value = call() if is_async else await self._run_in_thread(call)
+                # Also when a plain function, such as a lambda, gave a coroutine.
+                return await value if inspect.isawaitable(value) else value
         except TimeoutError:
             if limit.expired():
                 raise StepTimeout(timeout_seconds) from None
@@ -100,12 +101,14 @@ class AsyncioScope:
             raise outcome.error
         return outcome.value
 
-    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> None:
+    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> bool:
         try:
             self.loop.call_soon_threadsafe(call, *arguments)
         except RuntimeError:
             if not self.loop.is_closed():
                 raise
+            return False
+        return True
 
     async def close(self) -> None:
         while self.tasks:
@@ -333,14 +336,6 @@ class AsyncioReply:
         if not self.future.done():
             self.future.set_result(outcome)
             self._host.delivered(self._task)
-
-
-def is_parked(outcome: Outcome) -> bool:
-    """Whether a handler that was unwound let that pass. An error that Parked is only a part of was no swallowing."""
-    error = outcome.error
-    if isinstance(error, BaseExceptionGroup):
-        return not isinstance(error, ExceptionGroup)
-    return error is not None and not isinstance(error, Exception)
 
 
 def _set_result(future: "asyncio.Future[Any]", value: Any) -> None:

@@ -1,7 +1,12 @@
 """Finds where a coroutine waits, as `file:line` of the user's code, for the warning about awaits outside of steps."""
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
+
+_THIS_PACKAGE: Final = str(Path(__file__).parent)
+_STANDARD_LIBRARY: Final = str(Path(asyncio.__file__).parent)
 
 
 def find_await_place(coroutine: Any, is_inside: Callable[[str, str], bool]) -> str | None:
@@ -26,5 +31,4 @@ def find_await_place(coroutine: Any, is_inside: Callable[[str, str], bool]) -> s
 
 
 def _is_library(filename: str) -> bool:
-    path = filename.replace("\\", "/")
-    return "/site-packages/" in path or "/asyncio/" in path or "/trio/" in path or "/sdk_python/durable/" in path
+    return filename.startswith((_THIS_PACKAGE, _STANDARD_LIBRARY)) or "site-packages" in filename

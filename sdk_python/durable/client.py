@@ -5,6 +5,7 @@ one try; `call` tries again while the engine is away or busy. Uses no proxy and 
 goes to DURABLE_URL and nowhere else.
 """
 
+import asyncio
 import os
 import random
 import ssl
@@ -79,6 +80,7 @@ class Client:
         loop = current_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            self._drop_pools_of_closed_loops()
             pool = httpx.AsyncClient(
                 verify=_tls(),
                 trust_env=False,
@@ -88,6 +90,13 @@ class Client:
             )
             self._pools[loop] = pool
         return pool
+
+    def _drop_pools_of_closed_loops(self) -> None:
+        # asyncio's connections refer to their loop and so keep it and themselves alive: with an asyncio.run() for each
+        # send, the process would run out of file descriptors. Trio's do not; they go with their loop.
+        for loop in list(self._pools):
+            if isinstance(loop, asyncio.AbstractEventLoop) and loop.is_closed():
+                del self._pools[loop]
 
 
 class SyncClient:

@@ -5,14 +5,13 @@ before all that was asked for is delivered, one checkpoint of the run in flight 
 Never touches tasks, threads or sockets itself: the runtime's scope and host, and the sender, do.
 """
 
+import asyncio
 import heapq
 import logging
 import time
 from collections.abc import Callable
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from contextvars import copy_context
 from datetime import UTC, datetime
-from enum import Enum, auto
 from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
@@ -31,22 +30,22 @@ from durable.event import Event
 from durable.function import Function
 from durable.json_text import decode, encode_result
 from durable.memo import Memo, StepIds
+from durable.open_step import Body, OpenStep, StepState
+from durable.outbox import Outbox
 from durable.replay_log import is_replaying
-from durable.runtime import Host, Job, Outcome, Reply, Runtime, Scope
+from durable.runtime import Host, Outcome, Runtime, Scope
 from durable.sender import Sender
 from durable.step_id import check_step_id
 from durable.wire import (
-    AbandonOp,
-    Backoff,
     CheckpointEntry,
     CompleteOp,
     Ended,
     EntryAnswer,
     FailOp,
     Invocation,
+    Kind,
     MemoEntry,
     Op,
-    SendEventsOp,
     StepErrorOp,
     StepOp,
     YieldOp,
@@ -73,84 +72,17 @@ async def run_invocation(
     `received_at` is the monotonic instant at which the call arrived: the lease counts from it. None means that
     the engine has given this generation up (stale or cancelled): then there is nobody to tell.
     """
-    async with runtime.open_scope() as scope:
-        execution = Execution(function, invocation, sender, received_at, scope)
-        try:
-            return await execution.drive()
-        finally:
-            execution.stop()
-
-
-class StepState(Enum):
-    """Where an open step stands. Only PLANNED, RUNNING and REPORTED keep an invocation alive."""
-
-    PLANNED = auto()  # its body is to be started
-    RUNNING = auto()  # its body runs
-    REPORTED = auto()  # its op needs the engine's answer before anything can happen
-    WAITING = auto()  # the engine resolves it some time: a wait, a sleep
-    BACKING_OFF = auto()  # its body failed and is tried again at `due_at`
-    ABANDONED = auto()  # never resolved; an earlier turn of the handler gave it up
-    RESOLVED = auto()  # in the memo, delivered as soon as its turn comes
-
-
-@dataclass(slots=True)
-class Body:
-    """What `step.run` was given. `context` holds the caller's context variables."""
-
-    call: Callable[[], Any]
-    is_async: bool
-    retries: int | None
-    backoff: Backoff | None
-    timeout_seconds: float
-    context: Context
-
-
-@dataclass(slots=True, eq=False)
-class OpenStep:
-    """A step that the handler has called and that has not given it a result yet."""
-
-    given_id: str
-    id: str
-    kind: str
-    read: Callable[[Any], Any]
-    body: Body | None = None
-    reply: Reply | None = None
-    state: StepState = StepState.PLANNED
-    attempt: int = 1
-    due_at: float = 0.0
-    is_delivered: bool = False
-    engine_has_it: bool = False
-    job: Job | None = None
-    result: Raw | None = None
-
-
-@dataclass(slots=True)
-class Outbox:
-    """Ops that wait for the next message, in the order in which they arose."""
-
-    ops: list[Op] = field(default_factory=list)
-    # Something in it should reach the engine soon unless the invocation ends now: a wait, or the end of one.
-    is_prompt: bool = False
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether the handler waits for the answer to something in it."""
-        return any(isinstance(op, StepOp | StepErrorOp | SendEventsOp) for op in self.ops)
-
-    def drop(self, step_id: str) -> None:
-        """Forget what a step that was given up would have told."""
-        self.ops = [op for op in self.ops if getattr(op, "id", None) != step_id]
-
-    def abandon(self, step_id: str) -> None:
-        if self.ops and isinstance(self.ops[-1], AbandonOp):
-            self.ops[-1] = AbandonOp(ids=[*self.ops[-1].ids, step_id])
-        else:
-            self.ops.append(AbandonOp(ids=[step_id]))
-
-    def take(self) -> list[Op]:
-        ops, self.ops = self.ops, []
-        self.is_prompt = False
-        return ops
+    execution = None
+    try:
+        async with runtime.open_scope() as scope:
+            execution = Execution(function, invocation, sender, received_at, scope)
+            try:
+                return await execution.drive()
+            finally:
+                execution.stop()
+    finally:
+        if execution is not None:
+            execution.has_ended = True
 
 
 class Execution:
@@ -163,6 +95,7 @@ class Execution:
         self.invocation = invocation
         self.event = _event(invocation)
         self.is_unwinding = False
+        self.has_ended = False
         self._sender = sender
         self._scope = scope
         self._signal = scope.new_signal()
@@ -191,6 +124,7 @@ class Execution:
         self._fault: BaseException | None = None
         self._refusal: FailOp | None = None
         self._is_over = False  # stale or cancelled: the engine wants to hear nothing more
+        self._breakage: Exception | None = None  # the sender is broken: a bug, which the caller must hear of
         self._is_cut_off = False  # the engine did not answer: tell what is left in the reply
         self._host: Host = scope.new_host(self)
 
@@ -229,6 +163,7 @@ class Execution:
             or self._refusal is not None
             or self._is_over
             or self._is_cut_off
+            or self._breakage is not None
         )
 
     def stop(self) -> None:
@@ -300,7 +235,9 @@ class Execution:
                 seen=seen,
             )
             step.result = data
-        except Exception as error:
+        except BaseException as error:
+            if not self._is_of_the_body(error, step):
+                raise
             op = StepErrorOp(
                 id=step.id,
                 error=error_words(error),
@@ -319,6 +256,13 @@ class Execution:
         step.job = None
         self._outbox.ops.append(op)
         self._signal.set()
+
+    def _is_of_the_body(self, error: BaseException, step: OpenStep) -> bool:
+        """Whether the body failed, rather than was cancelled from here."""
+        if isinstance(error, asyncio.CancelledError):
+            # A body can raise it by itself, when it awaits a task that somebody else cancelled.
+            return not self.is_unwinding and self._open.get(step.id) is step and step.state is StepState.RUNNING
+        return isinstance(error, Exception | SystemExit)
 
     # Checkpoints.
 
@@ -351,6 +295,8 @@ class Execution:
         except EngineUnreachable as error:
             logger.warning("run %s: %s; the results travel in the reply instead", invocation.run_id, error)
             self._is_cut_off = True
+        except Exception as error:
+            self._breakage = error
         else:
             self._take_answer(answer, ops, sent_at)
             self._in_flight = None
@@ -402,7 +348,7 @@ class Execution:
 
     def open_step(
         self,
-        kind: str,
+        kind: Kind,
         given_id: str,
         *,
         read: Callable[[Any], Any],
@@ -444,6 +390,11 @@ class Execution:
             raise StepUsageError(
                 f"Step {given_id!r} was called inside of the body of another step. Call steps from the handler, "
                 "and let bodies return what the next step needs."
+            )
+        if self.has_ended:
+            raise StepUsageError(
+                f"Step {given_id!r} was called after its invocation had ended, by a task or thread that outlived the "
+                "handler. Await everything that calls steps before the handler returns."
             )
         if self.is_unwinding:
             raise Parked()
@@ -607,8 +558,10 @@ class Execution:
         for step in self._open.values():
             if step.job is not None:
                 step.job.cancel()
-        while self._in_flight is not None and not self._is_cut_off and not self._is_over:
+        while self._in_flight is not None and not self._is_cut_off and not self._is_over and self._breakage is None:
             await self._signal.wait(None)
+        if self._breakage is not None:
+            raise self._breakage
         if self._is_over:
             return None
         return Ended(
@@ -650,18 +603,6 @@ class _Replay:
 def _event(invocation: Invocation) -> Event:
     event = invocation.event
     return Event(id=event.id, name=event.name, data=decode(bytes(event.data)), received_at=event.received_at)
-
-
-def new_body(
-    call: Callable[[], Any],
-    *,
-    is_async: bool,
-    retries: int | None,
-    backoff: Backoff | None,
-    timeout_seconds: float,
-) -> Body:
-    """A body with the context variables of the code that calls the step."""
-    return Body(call, is_async, retries, backoff, timeout_seconds, copy_context())
 
 
 def _read_entry(step: OpenStep, entry: MemoEntry) -> Outcome:

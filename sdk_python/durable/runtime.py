@@ -103,8 +103,8 @@ class Scope(Protocol):
         """Call it, in a worker thread unless `is_async`; `StepTimeout` when it takes longer."""
         ...
 
-    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Call it on the loop, from any thread. Does nothing when the loop is gone."""
+    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> bool:
+        """Call it on the loop, from any thread. False when the loop is gone and nothing is called."""
         ...
 
 
@@ -114,6 +114,14 @@ class Runtime(Protocol):
         ...
 
     def new_signal(self) -> Signal: ...
+
+
+def is_parked(outcome: Outcome) -> bool:
+    """Whether a handler that was unwound let that pass. An error that Parked is only a part of was no swallowing."""
+    error = outcome.error
+    if isinstance(error, BaseExceptionGroup):
+        return not isinstance(error, ExceptionGroup)
+    return error is not None and not isinstance(error, Exception)
 
 
 def current_runtime() -> Runtime:

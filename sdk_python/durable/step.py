@@ -6,7 +6,7 @@ Owns the signatures that users see. `step_calls` says what each call opens, the 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from durable.durations import Duration
 from durable.event import Event

@@ -17,11 +17,13 @@ from durable.errors import StepUsageError
 from durable.event import Event
 from durable.function import RETRIES_MAX, is_async_callable
 from durable.json_text import encode_result
+from durable.open_step import new_body
 from durable.triggers import check_backoff
 from durable.wire import Backoff, EventIn, MatchValue, Op, SendEventsOp, SleepOp, WaitForEventOp
 
 if TYPE_CHECKING:
-    from durable.executor import Execution, OpenStep
+    from durable.executor import Execution
+    from durable.open_step import OpenStep
 
 OpenCall: TypeAlias = "Callable[[], OpenStep]"
 
@@ -40,8 +42,6 @@ def open_run(
     timeout: Duration | None,
 ) -> OpenCall:
     """`step.run`. The body is called with its arguments when its turn has come."""
-    from durable.executor import new_body
-
     if not callable(body):
         hint = " Give the function itself and its arguments: step.run(id, fetch, 7), not step.run(id, fetch(7))."
         raise StepUsageError(

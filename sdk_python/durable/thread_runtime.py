@@ -6,6 +6,7 @@ A sync handler is idle when each of its threads that has called a step is in a s
 standard library for another thread; that last is found by looking at the threads' frames, a few times in a row.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -16,8 +17,10 @@ from types import FrameType
 from typing import Any, Final
 
 from durable.errors import Parked
-from durable.runtime import Outcome, Scope, Signal
+from durable.runtime import Outcome, Scope, Signal, is_parked
 from durable.sync_step import SyncStep
+
+logger: Final = logging.getLogger("durable")
 
 BODIES_AT_ONCE_MAX: Final = 64
 """Sync bodies that run at the same time in this process; more wait for a free thread."""
@@ -203,7 +206,8 @@ class ThreadHost:
         """Call a step and wait for its result; runs in a thread of the handler."""
         reply = ThreadReply(self, threading.get_ident())
         context = copy_context()
-        self._scope.call_from_thread(self._call_step, open_step, reply, context)
+        if not self._scope.call_from_thread(self._call_step, open_step, reply, context):
+            raise Parked()  # the process is on its way out; only the thread is left of this invocation
         outcome = reply.wait()
         if outcome.error is not None:
             raise outcome.error
@@ -264,9 +268,13 @@ class ThreadHost:
         give_up_at = time.monotonic() + UNWIND_SECONDS_MAX
         while self.outcome is None and time.monotonic() < give_up_at:
             await self._ended.wait(give_up_at)
-        if was_over:
+        if self.outcome is None:
+            logger.warning(
+                "function %s: its thread is still at work %.0f s after the end of the invocation and is left to itself",
+                self._execution.function.id, UNWIND_SECONDS_MAX,
+            )  # fmt: skip
             return True
-        return self.outcome is not None and isinstance(self.outcome.error, Parked)
+        return was_over or is_parked(self.outcome)
 
 
 class ThreadReply:

@@ -5,6 +5,7 @@ scheduled and not yet stepped. When the count is 0 every task of the handler wai
 of it (a step's result, a clock, a socket) can wake one.
 """
 
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,10 +14,9 @@ from typing import Any, Final
 
 import trio
 
-from durable.asyncio_runtime import is_parked
 from durable.await_place import find_await_place
 from durable.errors import Parked
-from durable.runtime import Host, Outcome, Signal, StepTimeout
+from durable.runtime import Host, Outcome, Signal, StepTimeout, is_parked
 from durable.step import Step
 from durable.thread_runtime import ThreadHost, bodies
 
@@ -64,9 +64,9 @@ class TrioScope:
 
     async def run_limited(self, timeout_seconds: float, call: Callable[[], Any], *, is_async: bool) -> Any:
         with trio.move_on_after(timeout_seconds):
-            if is_async:
-                return await call()
-            return await self._run_in_thread(call)
+            value = call() if is_async else await self._run_in_thread(call)
+            # Also when a plain function, such as a lambda, gave a coroutine.
+            return await value if inspect.isawaitable(value) else value
         raise StepTimeout(timeout_seconds)
 
     async def _run_in_thread(self, call: Callable[[], Any]) -> Any:
@@ -85,11 +85,12 @@ class TrioScope:
             raise outcome.error
         return outcome.value
 
-    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> None:
+    def call_from_thread(self, call: Callable[..., None], *arguments: Any) -> bool:
         try:
             self._token.run_sync_soon(call, *arguments)
         except trio.RunFinishedError:
-            pass
+            return False
+        return True
 
 
 class TrioSignal:

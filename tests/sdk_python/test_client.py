@@ -1,20 +1,22 @@
 """Sending and starting over HTTP, from asyncio, Trio and plain code: tries, refusals, answers that are not the engine's."""
 
 import asyncio
+import gc
 import json
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
-import pytest
-
 import durable
+import pytest
 from durable import client as client_module
+
 from protocol import signing
-from tests.sdk_python.app_servers import uvicorn_server
+from tests.sdk_python.app_servers import until, uvicorn_server
 from tests.sdk_python.fake_engine import FakeEngine, environment_of
 
 
@@ -275,3 +277,23 @@ def test_a_child_of_a_fork_opens_connections_of_its_own(engine: FakeEngine, app:
     assert os.waitpid(child, 0)[1] == 0
     app.send_sync("a", id="parent again")
     assert set(engine.events) == {"parent", "child", "parent again"}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_loop_for_each_send_does_not_use_up_file_descriptors(backend: str, engine: FakeEngine, app: durable.App) -> None:
+    def open_sockets() -> int:
+        gc.collect()
+        links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return sum(str(link).startswith("socket:") for link in links)
+
+    async def send() -> None:
+        await app.send("a")
+
+    native = {"loop_factory": asyncio.SelectorEventLoop} if backend == "asyncio" else {}
+    anyio.run(send, backend=backend, backend_options=native)
+    before = open_sockets()
+    for _ in range(10):
+        anyio.run(send, backend=backend, backend_options=native)
+    # The fake engine in this process has a socket for each connection that is open at the other end.
+    until(lambda: open_sockets() <= before + 4)

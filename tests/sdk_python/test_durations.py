@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from durable.durations import DurationRefused, parse_duration
 from durable.errors import RetryAfterError
 

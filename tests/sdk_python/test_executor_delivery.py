@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 import trio
+from durable import executor, memo
+from durable.current_step import CurrentStep, current_step
+from durable.replay_log import is_replaying
+from durable.wire import CheckpointEntry, EntryAnswer, StepOp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,
@@ -23,11 +28,6 @@ from tests.sdk_python.invocation_bench import (
     until,
     words,
 )
-
-from durable import executor, memo
-from durable.current_step import CurrentStep, current_step
-from durable.replay_log import is_replaying
-from durable.wire import CheckpointEntry, EntryAnswer, StepOp
 
 
 @pytest.mark.parametrize("loop", LOOPS)

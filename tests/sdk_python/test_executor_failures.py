@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import pytest
-
 from durable.errors import EngineUnreachable, NonRetriableError, RetryAfterError, StepError
 from durable.step import Step
 from durable.wire import (
@@ -17,6 +16,7 @@ from durable.wire import (
     StepOp,
     WireRefusal,
 )
+
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Raw,

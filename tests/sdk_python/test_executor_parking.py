@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import trio
+from durable.errors import StepError
+from durable.wire import AbandonOp, Ended
+from msgspec import Raw
+
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,
@@ -23,10 +27,6 @@ from tests.sdk_python.invocation_bench import (
     sleep,
     words,
 )
-from msgspec import Raw
-
-from durable.errors import StepError
-from durable.wire import AbandonOp, Ended
 
 
 @pytest.mark.parametrize("loop", LOOPS)

@@ -179,6 +179,7 @@ CREATE TABLE live_run (
   attempt       int NOT NULL DEFAULT 1,
   interruptions int NOT NULL DEFAULT 0,
   undelivered   int NOT NULL DEFAULT 0,
+  mismatches    int NOT NULL DEFAULT 0,
   limit_key_ids bigint[],
   CHECK ((state IN ('delayed', 'leased', 'cancelled')) = (due_at IS NOT NULL)),
   CHECK ((state = 'parked') = (parked_for IS NOT NULL))

@@ -198,6 +198,20 @@ def test_an_error_of_the_function_is_retried_and_then_final() -> None:
     assert decided(Fail(ERROR, True, 33.0)).next == Delayed(33.0)
 
 
+def test_code_that_does_not_fit_the_history_spends_no_retry_and_is_final_after_an_hour() -> None:
+    fail = Fail(Raw(b'{"name":"CodeMismatch","message":"a","code":"code_mismatch"}'), retriable=True)
+    waited, tired = 0.0, run(attempt=3)
+    for mismatches in range(1000):
+        transition = decided(fail, on=run(attempt=3, mismatches=mismatches))
+        if isinstance(transition.next, Ended):
+            break
+        assert isinstance(transition.next, Delayed) and transition.next.seconds <= 60
+        assert transition.counters == Counters(3, 0, 0, mismatches + 1)
+        waited += transition.next.seconds
+    assert 3500 < waited <= 3600
+    assert decided(step("a"), ends=False, on=tired).counters.mismatches == 0
+
+
 def test_a_commit_sets_the_counts_of_failures_back() -> None:
     tired = run(attempt=3, interruptions=5, undelivered=4)
     assert decided(step("a"), ends=False, on=tired).counters == Counters(1, 0, 0)

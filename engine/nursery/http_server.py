@@ -31,9 +31,29 @@ async def serve_http(
     config.h11_max_incomplete_size = 64 * 1024
     config.include_server_header = False
     await hypercorn.trio.serve(
-        app,
+        _with_whole_ends(app),
         config,
         shutdown_trigger=closing.wait,
         task_status=task_status,
         mode="asgi",
     )
+
+
+def _with_whole_ends(app: ASGIApp) -> ASGIApp:
+    """The app, its last send shielded from its own cancellation.
+
+    With the last piece of an answer Hypercorn starts the clock that closes an idle connection, in the scope of whoever sends; and it
+    tells the app that the exchange is over, upon which Quart-Trio cancels that very scope. The clock would die: no idle connection
+    would ever be closed, and each shutdown would wait out its time for those that are left.
+    """
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        async def send_whole(message: Any) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            # Hypercorn shields the writing itself; what follows takes no time.
+            with trio.CancelScope(shield=is_last):
+                await send(message)
+
+        await app(scope, receive, send_whole)
+
+    return serve

@@ -62,9 +62,7 @@ class AsyncioScope:
     def new_host(self, execution: Any) -> Host:
         return AsyncioHost(self, execution) if execution.function.is_async else ThreadHost(self, execution)
 
-    def start(
-        self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None
-    ) -> "asyncio.Task[None]":
+    def start(self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None) -> "asyncio.Task[None]":
         context = copy_context() if context is None else context
         # Bodies and checkpoints are no tasks of the handler: its idleness does not depend on them.
         context.run(_host_here.set, None)
@@ -346,9 +344,12 @@ def _set_result(future: "asyncio.Future[Any]", value: Any) -> None:
 def _is_inside(filename: str, function: str) -> bool:
     """Whether a task that waits here waits for another task of the handler, as far as one can see."""
     path = filename.replace("\\", "/")
-    return path.endswith(
-        ("asyncio/taskgroups.py", "asyncio/locks.py", "asyncio/queues.py", "asyncio/tasks.py", "asyncio/futures.py")
-    ) and function != "sleep"
+    return (
+        path.endswith(
+            ("asyncio/taskgroups.py", "asyncio/locks.py", "asyncio/queues.py", "asyncio/tasks.py", "asyncio/futures.py")
+        )
+        and function != "sleep"
+    )
 
 
 # Which host a task belongs to; tasks that a handler starts inherit it with their context.

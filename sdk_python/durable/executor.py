@@ -6,7 +6,6 @@ Never touches tasks, threads or sockets itself: the runtime's scope and host, an
 """
 
 import asyncio
-import heapq
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any, Final, cast
 from msgspec import UNSET, Raw
 
 from durable.current_step import CurrentStep, running_step
-from durable.error_words import error_words, fail_op, is_retriable, retry_after_of
+from durable.error_words import error_words, is_retriable, retry_after_of
 from durable.errors import (
     AmbiguousStepId,
     CodeMismatch,
@@ -28,7 +27,9 @@ from durable.errors import (
 )
 from durable.event import Event
 from durable.function import Function
+from durable.invocation_end import ParkSwallowed, ops_of_fault, ops_of_outcome, ops_of_parking, refusal_op
 from durable.json_text import decode, encode_result
+from durable.lease import Lease
 from durable.memo import Memo, StepIds
 from durable.open_step import Body, OpenStep, StepState
 from durable.outbox import Outbox
@@ -38,7 +39,6 @@ from durable.sender import Sender
 from durable.step_id import check_step_id
 from durable.wire import (
     CheckpointEntry,
-    CompleteOp,
     Ended,
     EntryAnswer,
     FailOp,
@@ -48,20 +48,12 @@ from durable.wire import (
     Op,
     StepErrorOp,
     StepOp,
-    YieldOp,
 )
 
 logger: Final = logging.getLogger("durable")
 
-LEASE_MARGIN_SECONDS: Final = 2.0
-"""With this much or less of the lease left no body is started (protocol section 7.5)."""
-
 OUTSIDE_GRACE_SECONDS: Final = 0.1
 """How long an await that is no step may hold back the end of an invocation."""
-
-NEWS_PAUSE_SECONDS_MIN: Final = 1.0
-NEWS_SECONDS_MIN: Final = 0.05
-"""A sleep that ends beside a running body is asked for this much after its time, not in a tight loop."""
 
 
 async def run_invocation(
@@ -88,9 +80,7 @@ async def run_invocation(
 class Execution:
     """One invocation under way. All methods run on the runtime's loop; none blocks."""
 
-    def __init__(
-        self, function: Function, invocation: Invocation, sender: Sender, received_at: float, scope: Scope
-    ) -> None:
+    def __init__(self, function: Function, invocation: Invocation, sender: Sender, received_at: float, scope: Scope) -> None:
         self.function = function
         self.invocation = invocation
         self.event = _event(invocation)
@@ -112,14 +102,8 @@ class Execution:
         self._outbox = Outbox()
         self._in_flight: list[Op] | None = None
         self._needs_news = False
-        # When waits that were reported here are over by this clock; then, beside a body, the engine is asked.
-        self._wait_ends: list[float] = []
-        self._asked_at = received_at
-        self._lease_seconds = invocation.lease_seconds
-        self._lease_ends_at = received_at + invocation.lease_seconds
+        self._lease = Lease(received_at, invocation.lease_seconds)
         self._warned_of: set[str] = set()
-        # A short lease that the engine has just confirmed is enough for one start, or bodies would never begin.
-        self._lease_is_fresh = False
         self._handler_is_active = True
         self._fault: BaseException | None = None
         self._refusal: FailOp | None = None
@@ -204,11 +188,11 @@ class Execution:
         """Start what is planned, in call order, unless the lease is too short to start anything."""
         if not self._planned or self._memo.has_asked:
             return
-        if not self._lease_is_fresh and self._lease_ends_at - time.monotonic() <= LEASE_MARGIN_SECONDS:
+        if not self._lease.allows_start(time.monotonic()):
             # The answer to whatever is on its way renews the lease as well.
             self._needs_news = self._in_flight is None
             return
-        self._lease_is_fresh = False
+        self._lease.note_start()
         self.is_replaying = False
         planned, self._planned = self._planned, {}
         for step in planned.values():
@@ -272,14 +256,12 @@ class Execution:
             return
         outbox = self._outbox
         now = time.monotonic()
-        if self._busy_count and self._waiting_count and now >= self._news_due_at():
+        if self._busy_count and self._waiting_count and now >= self._lease.news_due_at:
             self._needs_news = True
         if outbox.is_urgent or self._needs_news or (outbox.is_prompt and self._busy_count):
             self._in_flight = outbox.take()
             self._needs_news = False
-            self._asked_at = now
-            while self._wait_ends and self._wait_ends[0] <= now:
-                heapq.heappop(self._wait_ends)
+            self._lease.note_asked(now)
             self._scope.start(self._checkpoint, self._in_flight)
 
     async def _checkpoint(self, ops: list[Op]) -> None:
@@ -287,9 +269,8 @@ class Execution:
         entry = CheckpointEntry(
             run_id=invocation.run_id, generation=invocation.generation, known=self._memo.known, ops=ops, ends=False
         )
-        # The lease that is known here is the least that is left: the engine prolongs it while the call is open.
-        deadline = max(self._lease_ends_at, time.monotonic() + max(self._lease_seconds, LEASE_MARGIN_SECONDS))
         sent_at = time.monotonic()
+        deadline = self._lease.checkpoint_deadline(sent_at)
         try:
             answer = await self._sender.submit(entry, deadline=deadline)
         except EngineUnreachable as error:
@@ -307,15 +288,12 @@ class Execution:
             case "ok":
                 pass
             case "refused":
-                self._refusal = _refusal_op(answer)
+                self._refusal = refusal_op(answer)
                 return
             case _:
                 self._is_over = True
                 return
-        if answer.lease_seconds is not UNSET:
-            self._lease_seconds = answer.lease_seconds
-            self._lease_ends_at = sent_at + answer.lease_seconds
-        self._lease_is_fresh = True
+        self._lease.renew(sent_at, None if answer.lease_seconds is UNSET else answer.lease_seconds)
         for entry in answer.resolved:
             self._memo.add(entry)
             step = self._open.get(entry.id)
@@ -421,7 +399,7 @@ class Execution:
             self._outbox.ops.append(make_op(step.id))
             self._outbox.is_prompt = True
             if wait_seconds is not None:
-                heapq.heappush(self._wait_ends, time.monotonic() + max(wait_seconds, 0) + NEWS_SECONDS_MIN)
+                self._lease.note_wait(time.monotonic(), wait_seconds)
 
     def cancelled(self, step: OpenStep) -> BaseException | None:
         """The await of this step was cancelled: what to raise at the step, None for the cancellation itself.
@@ -480,6 +458,11 @@ class Execution:
         self._backing_off.pop(step.id, None)
         if entry.abandoned:
             step.state = StepState.ABANDONED
+        elif entry.data is UNSET and entry.error is UNSET and step.result is None:
+            logger.warning("run %s: the engine told of step %r without its result", self.invocation.run_id, step.id)
+            step.state = StepState.WAITING
+            self._waiting_count += 1
+            self._is_cut_off = True  # the next invocation brings the whole memo
         else:
             step.state = StepState.RESOLVED
             self._memo.ask(step.id)
@@ -538,13 +521,8 @@ class Execution:
     def _next_due_at(self) -> float | None:
         due_at = min((step.due_at for step in self._backing_off.values()), default=float("inf"))
         if self._in_flight is None and self._busy_count and self._waiting_count:
-            due_at = min(due_at, self._news_due_at())
+            due_at = min(due_at, self._lease.news_due_at)
         return None if due_at == float("inf") else due_at
-
-    def _news_due_at(self) -> float:
-        """When to ask the engine what became of the waits, while a body runs that keeps the invocation alive."""
-        regularly_at = self._asked_at + max(self._lease_seconds / 3, NEWS_PAUSE_SECONDS_MIN)
-        return min(regularly_at, self._wait_ends[0]) if self._wait_ends else regularly_at
 
     async def _end(self) -> Ended | None:
         """Stop what still runs and say how the invocation ended."""
@@ -574,20 +552,14 @@ class Execution:
     def _last_ops(self, outcome: Outcome | None, is_swallowed: bool) -> list[Op]:
         if self._refusal is not None:
             return [self._refusal]
-        ops = [*(self._in_flight or ()), *self._outbox.take()]
-        results = [op for op in ops if isinstance(op, StepOp | StepErrorOp)]
+        unsent = [*(self._in_flight or ()), *self._outbox.take()]
         if self._fault is not None:
-            return [*results, fail_op(self._fault)]
+            return ops_of_fault(unsent, self._fault)
+        if outcome is not None:
+            return ops_of_outcome(unsent, outcome)
         if is_swallowed:
-            return [*results, fail_op(ParkSwallowed())]
-        if outcome is None:
-            return [*ops, YieldOp()] if self._is_cut_off else ops
-        if outcome.error is not None:
-            return [*results, fail_op(outcome.error)]
-        try:
-            return [CompleteOp(output=Raw(encode_result(outcome.value, where="what the function returned")))]
-        except Exception as error:
-            return [*results, fail_op(error)]
+            return ops_of_fault(unsent, ParkSwallowed())
+        return ops_of_parking(unsent, is_cut_off=self._is_cut_off)
 
 
 class _Replay:
@@ -618,30 +590,8 @@ def _read_entry(step: OpenStep, entry: MemoEntry) -> Outcome:
                     step_id=step.id,
                 )
             )
-        data = entry.data if entry.data is not UNSET else step.result
-        return Outcome(value=step.read(decode(bytes(data)) if data is not None else None))
+        data = step.result if entry.data is UNSET else entry.data
+        assert data is not None, "_resolve lets no entry without a result pass"
+        return Outcome(value=step.read(decode(bytes(data))))
     except Exception as error:
         return Outcome(error=error)
-
-
-def _refusal_op(answer: EntryAnswer) -> FailOp:
-    error = answer.error
-    code = error.code if error is not UNSET else "refused"
-    message = error.message if error is not UNSET else "The engine refused the result without saying why."
-    if error is not UNSET and error.hint:
-        message = f"{message} {error.hint}"
-    return FailOp(error=error_words(None, name="Refused", message=message, code=code), retriable=code == "code_mismatch")
-
-
-class ParkSwallowed(StepUsageError):
-    """The handler caught what unwinds it while a step waits, and went on or ended. Catch Exception, not BaseException,
-    around steps.
-    """
-
-    code: str = "park_swallowed"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The handler swallowed durable.Parked (or the cancellation) with which an invocation ends while a step waits. "
-            "Catch Exception rather than BaseException around steps, or raise again what you caught."
-        )

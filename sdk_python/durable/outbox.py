@@ -10,7 +10,7 @@ from durable.wire import AbandonOp, Op, SendEventsOp, StepErrorOp, StepOp
 
 @dataclass(slots=True)
 class Outbox:
-    """See above."""
+    """`ops` in the order in which they arose."""
 
     ops: list[Op] = field(default_factory=list)
     # Something in it should reach the engine soon unless the invocation ends now: a wait, or the end of one.

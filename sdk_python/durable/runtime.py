@@ -95,9 +95,7 @@ class Scope(Protocol):
 
     def new_host(self, execution: Any) -> Host: ...
 
-    def start(
-        self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None
-    ) -> Job: ...
+    def start(self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None) -> Job: ...
 
     async def run_limited(self, timeout_seconds: float, call: Callable[[], Any], *, is_async: bool) -> Any:
         """Call it, in a worker thread unless `is_async`; `StepTimeout` when it takes longer."""

@@ -45,9 +45,9 @@ class Sender(Protocol):
 class CheckpointSender:
     """Group commit: what gathers while one request is under way goes together in the next.
 
-        sender = CheckpointSender(client.post, workspace)
-        nursery.start_soon(sender.serve)
-        answer = await sender.submit(entry, deadline=time.monotonic() + 30)
+    sender = CheckpointSender(client.post, workspace)
+    nursery.start_soon(sender.serve)
+    answer = await sender.submit(entry, deadline=time.monotonic() + 30)
     """
 
     def __init__(self, post: Post, workspace: Workspace) -> None:

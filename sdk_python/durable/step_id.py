@@ -13,7 +13,7 @@ _COUNTED = re.compile(r"#[0-9]+\Z")
 def check_step_id(step_id: str) -> None:
     """Raise StepUsageError when a step can not be called so."""
     if not isinstance(step_id, str):
-        raise StepUsageError(f"A step id is a text, not {type(step_id).__name__}: step.run(\"load-user\", …).")
+        raise StepUsageError(f'A step id is a text, not {type(step_id).__name__}: step.run("load-user", …).')
     if step_id.isascii() and step_id.isprintable() and 0 < len(step_id) <= STEP_ID_CHARACTERS_MAX and "#" not in step_id:
         return
     if not 0 < len(step_id) <= STEP_ID_CHARACTERS_MAX:

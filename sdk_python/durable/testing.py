@@ -64,10 +64,10 @@ def start_sync(
 ) -> "SyncRun":
     """`start` for tests without a loop; async functions then run on asyncio.
 
-        def test_it():
-            run = durable.testing.start_sync(onboarding, {"id": 7})
-            run.advance("2d")
-            assert run.status == "completed"
+    def test_it():
+        run = durable.testing.start_sync(onboarding, {"id": 7})
+        run.advance("2d")
+        assert run.status == "completed"
     """
     return SyncRun(_await(start(function, data, event=event, now=now, evaluate_if=evaluate_if)))
 
@@ -93,16 +93,12 @@ class _RunView:
     @property
     def steps(self) -> dict[str, Any]:
         """The results so far by step id, in the order of their commits. A step that failed for good is not in it."""
-        return {
-            entry.id: decode(bytes(entry.data)) for entry in self.engine.memo.values() if entry.data is not UNSET
-        }
+        return {entry.id: decode(bytes(entry.data)) for entry in self.engine.memo.values() if entry.data is not UNSET}
 
     @property
     def step_errors(self) -> dict[str, ErrorWords]:
         """The errors of the steps that failed for good."""
-        return {
-            entry.id: decode_error(bytes(entry.error)) for entry in self.engine.memo.values() if entry.error is not UNSET
-        }
+        return {entry.id: decode_error(bytes(entry.error)) for entry in self.engine.memo.values() if entry.error is not UNSET}
 
     @property
     def waiting(self) -> list[str]:
@@ -220,9 +216,7 @@ class SyncRun(_RunView):
         self.invocations = self._run.invocations
 
 
-def _new_run(
-    function: Function, data: Any, event: str, now: datetime | None, evaluate_if: EvaluateIf | None
-) -> EngineRun:
+def _new_run(function: Function, data: Any, event: str, now: datetime | None, evaluate_if: EvaluateIf | None) -> EngineRun:
     if not isinstance(function, Function):
         raise StepUsageError(f"durable.testing.start() takes a function made by @app.function, not {function!r:.100}.")
     started_at = datetime.now(UTC) if now is None else now.astimezone(UTC)

@@ -47,9 +47,7 @@ class TrioScope:
     def new_host(self, execution: Any) -> Host:
         return TrioHost(self, execution) if execution.function.is_async else ThreadHost(self, execution)
 
-    def start(
-        self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None
-    ) -> trio.CancelScope:
+    def start(self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None) -> trio.CancelScope:
         context = copy_context() if context is None else context
         # Bodies and checkpoints are no tasks of the handler: its idleness does not depend on them.
         context.run(_host_here.set, None)
@@ -185,9 +183,7 @@ class TrioHost:
         return self.runnable_count <= 0 or self.outcome is not None
 
     def outside_waits(self) -> list[str]:
-        places = (
-            find_await_place(task.coro, _is_inside) for task in _tasks_below(self._root) if task not in self._in_steps
-        )
+        places = (find_await_place(task.coro, _is_inside) for task in _tasks_below(self._root) if task not in self._in_steps)
         return [place for place in places if place is not None]
 
     def stop(self) -> None:

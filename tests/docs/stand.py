@@ -32,6 +32,11 @@ class Process:
     command: str
     popen: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
+    reader: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = threading.Thread(target=self.read, daemon=True)
+        self.reader.start()
 
     def read(self) -> None:
         assert self.popen.stdout is not None
@@ -91,7 +96,6 @@ class Stand:
             text=True,
         )
         process = Process(command, popen)
-        threading.Thread(target=process.read, daemon=True).start()
         self.processes.append(process)
         return process
 
@@ -130,16 +134,7 @@ def open_stand() -> Iterator[Stand]:
     """The README's engine, the README's app, and the apps of all other pages."""
     with new_home() as home:
         engine_port, app_port, readme_port = free_ports(3)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DURABLE_", "DATABASE_URL"))}
-        environment = {
-            **kept,
-            "HOME": str(home),
-            "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk_python'}",
-            "PYTHONUNBUFFERED": "1",
-            "DURABLE_ENV": "dev",
-            "DURABLE_URL": f"http://127.0.0.1:{engine_port}",
-        }
+        environment = reader_environment(home, engine_port)
         stand = Stand(home, engine_port, app_port, environment)
         try:
             blocks = blocks_of(README)
@@ -160,6 +155,20 @@ def open_stand() -> Iterator[Stand]:
         finally:
             for process in reversed(stand.processes):
                 process.stop()
+
+
+def reader_environment(home: Path, engine_port: int) -> dict[str, str]:
+    """The variables of a reader's terminal: nothing of the tests' own, and DURABLE_ENV=dev."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DURABLE_", "DATABASE_URL"))}
+    return {
+        **kept,
+        "HOME": str(home),
+        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk_python'}",
+        "PYTHONUNBUFFERED": "1",
+        "DURABLE_ENV": "dev",
+        "DURABLE_URL": f"http://127.0.0.1:{engine_port}",
+    }
 
 
 def app_pages() -> list[str]:

@@ -215,6 +215,18 @@ def _words(signature: inspect.Signature) -> list[tuple[str, Any, Any]]:
     return [(each.name, each.kind, each.default) for each in signature.parameters.values() if each.name != "self"]
 
 
+# Troubleshooting ----------------------------------------------------------------------------------------------------
+
+
+def test_every_sentence_of_troubleshooting_is_one_of_the_code() -> None:
+    sources = [*(ROOT / "engine").rglob("*.py"), *(ROOT / "sdk_python" / "durable").rglob("*.py")]
+    # Long sentences are written as several texts in the code.
+    code = "\n".join(re.sub(r"""["']\s*\n\s*f?["']""", "", source.read_text()) for source in sources)
+    sentences = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "operations" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(sentences) > 25
+    assert [sentence for sentence in sentences if sentence not in code] == []
+
+
 # Links --------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What the fault tests share: the seed, one system for those whose scenario leaves it whole, and the logs in the report of a failure.
+"""What the fault tests share: the seed, two systems for those whose scenario leaves them whole, and the logs in the report of a failure.
 
 The seed is random, or FAULTS_SEED. It is printed, and pytest shows it with a failure.
 """
@@ -22,32 +22,50 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="package")
-def _one_system() -> Iterator[System]:
-    with open_system(lease_seconds=3, drain_seconds=5, has_proxies=True) as opened:
+def _plain_system() -> Iterator[System]:
+    with open_system(lease_seconds=3, drain_seconds=5) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="package")
+def _proxied_system() -> Iterator[System]:
+    with open_system(lease_seconds=3, drain_seconds=5, has_proxies=True, app_worker="trio") as opened:
         yield opened
 
 
 @pytest.fixture
-def system(_one_system: System) -> System:
-    """One engine and one app with a proxy in each direction, healthy at the start of each test, whatever the one before did."""
-    assert _one_system.to_app and _one_system.to_engine
-    _one_system.to_app.fault = _one_system.to_engine.fault = "none"
-    _one_system.to_app.target = _one_system.app_port
-    for process in list(_one_system.processes.by_name.values()):
+def system(_plain_system: System) -> System:
+    """One engine and one app, healthy at the start of each test, whatever the one before did."""
+    return healed(_plain_system)
+
+
+@pytest.fixture
+def proxied_system(_proxied_system: System) -> System:
+    """The same with a proxy in each direction between the two, which pass on everything."""
+    return healed(_proxied_system)
+
+
+def healed(system: System) -> System:
+    for proxy in (system.to_app, system.to_engine):
+        if proxy is not None:
+            proxy.fault = "none"
+    if system.to_app is not None:
+        system.to_app.target = system.app_port
+    for process in list(system.processes.by_name.values()):
         process.thaw()
-    if not _one_system.app.is_alive():
-        _one_system.start_app()
-    if not _one_system.engine().is_alive():
-        _one_system.start_engine()
-    return _one_system
+    if not system.app.is_alive():
+        system.start_app()
+    if not system.engine().is_alive():
+        system.start_engine()
+    return system
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Show the logs of a shared system with the failure, and keep its files."""
     report = yield
-    used = getattr(item, "funcargs", {}).get("system")
-    if report.failed and isinstance(used, System):
-        used.has_failed = True
-        report.sections.append((f"the system in {used.place}, whose files are kept", used.processes.logs()))
+    for used in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(used, System):
+            used.has_failed = True
+            report.sections.append((f"the system in {used.place}, whose files are kept", used.processes.logs()))
     return report

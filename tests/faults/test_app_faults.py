@@ -62,7 +62,8 @@ def test_a_run_that_kills_its_app_each_time_fails_with_the_cause_and_others_go_o
     assert beside and all(run["status"] == "completed" for run in beside)
 
 
-def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is_stale(system: System) -> None:
+def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is_stale(proxied_system: System) -> None:
+    system = proxied_system
     assert system.to_app is not None
     run_id = start_run(system, "three.wanted", {"n": 2, "body_seconds": 0.5}, "frozen-app")
     [begun] = wait_until("the body of b runs", lambda: body_starts(system, run_id, "b"))
@@ -72,7 +73,7 @@ def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is
     [port] = free_ports(1)
     other = system.start_app(name="app2", port=port)
     try:
-        wait_until("the other app serves", lambda: httpended_as(port, "/") > 0)
+        wait_until("the other app serves", lambda: http_status(port, "/") > 0)
         system.to_app.target = port
         system.to_app.drop_connections()
         wait_until("the run has ended elsewhere", lambda: ended_as(system, run_id) == "completed")
@@ -96,7 +97,8 @@ def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is
 FAULTS: tuple[Fault, ...] = ("reset", "truncate", "black_hole", "delay", "refuse")
 
 
-def test_broken_networks_between_engine_and_app_lose_and_repeat_nothing(system: System, seed: int) -> None:
+def test_broken_networks_between_engine_and_app_lose_and_repeat_nothing(proxied_system: System, seed: int) -> None:
+    system = proxied_system
     assert system.to_app and system.to_engine
     with Load([system.client()], make_mixed(seed), prefix="network", per_second=15) as load:
         for proxy in (system.to_app, system.to_engine):

@@ -37,6 +37,7 @@ def uvicorn_server(asgi: Any) -> Iterator[str]:
 @contextmanager
 def hypercorn_asyncio_server(asgi: Any) -> Iterator[str]:
     listener = listening()
+    url, config = address(listener), config_of(listener)
     stop = threading.Event()
 
     async def serve() -> None:
@@ -44,10 +45,10 @@ def hypercorn_asyncio_server(asgi: Any) -> Iterator[str]:
             while not stop.is_set():
                 await asyncio.sleep(0.01)
 
-        await hypercorn.asyncio.serve(asgi, config_of(listener), shutdown_trigger=stopped)
+        await hypercorn.asyncio.serve(asgi, config, shutdown_trigger=stopped)
 
     with in_thread(lambda: run_on_asyncio(serve()), stop):
-        yield address(listener)
+        yield url
 
 
 def run_on_asyncio(work: Coroutine[Any, Any, None]) -> None:
@@ -59,6 +60,7 @@ def run_on_asyncio(work: Coroutine[Any, Any, None]) -> None:
 @contextmanager
 def hypercorn_trio_server(asgi: Any) -> Iterator[str]:
     listener = listening()
+    url, config = address(listener), config_of(listener)
     stop = threading.Event()
 
     async def serve() -> None:
@@ -66,10 +68,10 @@ def hypercorn_trio_server(asgi: Any) -> Iterator[str]:
             while not stop.is_set():
                 await trio.sleep(0.01)
 
-        await hypercorn.trio.serve(asgi, config_of(listener), shutdown_trigger=stopped)
+        await hypercorn.trio.serve(asgi, config, shutdown_trigger=stopped)
 
     with in_thread(lambda: trio.run(serve), stop):
-        yield address(listener)
+        yield url
 
 
 @contextmanager
@@ -101,7 +103,8 @@ def address(listener: socket.socket) -> str:
 
 def config_of(listener: socket.socket) -> Config:
     config = Config()
-    config.bind = [f"fd://{listener.fileno()}"]
+    # The server closes the descriptor; if the listener did too, it would close what has got its number since.
+    config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = 10
     config.errorlog = None
     return config

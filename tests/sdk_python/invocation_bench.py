@@ -78,7 +78,9 @@ class Wire:
         return [op for entry in self.entries for op in entry.ops]
 
 
-async def invoke(function: Function, wire: Wire, *, lease_seconds: float | None = None, received_at: float | None = None) -> Ended | None:
+async def invoke(
+    function: Function, wire: Wire, *, lease_seconds: float | None = None, received_at: float | None = None
+) -> Ended | None:
     """One invocation of the engine's run."""
     invocation = wire.engine.next_invocation()
     if lease_seconds is not None:
@@ -98,7 +100,10 @@ async def pause() -> None:
 
 
 async def sleep(seconds: float) -> None:
-    await (trio.sleep(seconds) if is_trio() else asyncio.sleep(seconds))
+    if is_trio():
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
 
 
 async def forever() -> None:

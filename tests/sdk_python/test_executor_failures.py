@@ -531,3 +531,72 @@ def _retry(step_id: str, attempt: int) -> Any:
     from durable.testing_engine import EngineRetry
 
     return EngineRetry(step_id, attempt, 0.0)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_body_that_cancels_itself_or_exits_fails_as_any_other(loop: str) -> None:
+    async def handler(event: Any, step: Any) -> list[str]:
+        names = []
+        for step_id, body in (("cancels", cancels), ("exits", exits), ("exits in a thread", exits_in_thread)):
+            try:
+                await step.run(step_id, body, retries=0)
+            except StepError as error:
+                names.append(error.name)
+        return names
+
+    async def cancels() -> None:
+        raise asyncio.CancelledError
+
+    async def exits() -> None:
+        raise SystemExit(1)
+
+    def exits_in_thread() -> None:
+        raise SystemExit(1)
+
+    async def main() -> None:
+        assert output(await invoke(function_of(handler), Wire(new_engine()))) == ["CancelledError", "SystemExit", "SystemExit"]
+
+    on_loop(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_broken_sender_is_told_to_the_caller_and_does_not_hang(loop: str) -> None:
+    async def handler(event: Any, step: Any) -> None:
+        await step.run("a", lambda: 1)
+
+    async def main() -> None:
+        wire = Wire(new_engine())
+
+        async def broken(entry: CheckpointEntry) -> EntryAnswer:
+            raise ZeroDivisionError("bug")
+
+        wire.before = broken
+        with pytest.raises((ZeroDivisionError, ExceptionGroup)) as caught:
+            await invoke(function_of(handler), wire)
+        assert "bug" in repr(caught.value)
+
+    on_loop(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_result_that_comes_without_its_data_is_never_taken_for_none(loop: str) -> None:
+    seen: list[Any] = []
+
+    async def handler(event: Any, step: Any) -> None:
+        seen.append(await step.wait_for_event("w", event="x", timeout="1h"))
+
+    async def racing(event: Any, step: Any) -> None:
+        await side_by_side(lambda: handler(event, step), lambda: step.run("a", lambda: 1))
+
+    async def main() -> None:
+        wire = Wire(new_engine())
+
+        async def bare(entry: CheckpointEntry) -> EntryAnswer:
+            resolved = [MemoEntry("w", "wait_for_event", 1), MemoEntry("a", "step", 2)]
+            return EntryAnswer(entry.run_id, entry.generation, "ok", lease_seconds=30, resolved=resolved)
+
+        wire.before = bare
+        assert words(await invoke(function_of(racing), wire))[-1] == "yield"
+        assert seen == []
+
+    on_loop(loop, main)

@@ -308,9 +308,7 @@ def test_a_short_await_that_is_no_step_is_waited_for_without_a_warning(loop: str
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_handler_that_only_awaits_other_things_is_waited_for_and_warned_of(
-    loop: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_handler_that_only_awaits_other_things_is_waited_for_and_warned_of(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     async def handler(event: Any, step: Any) -> str:
         await sleep(0.3)
         return "late"

@@ -50,7 +50,9 @@ def test_an_async_handler_plans_what_the_vector_says(loop: str, case: dict[str, 
     record.check()
 
 
-@pytest.mark.parametrize("case", [case for case in REPLAYS if "race" not in json.dumps(case["handler"])], ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", [case for case in REPLAYS if "race" not in json.dumps(case["handler"])], ids=lambda case: case["name"]
+)
 def test_a_sync_handler_plans_what_the_vector_says(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     record = Record(case, monkeypatch)
 

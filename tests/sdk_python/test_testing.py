@@ -234,7 +234,7 @@ def test_the_sync_form_says_so_when_a_loop_is_running() -> None:
     async def handler(event: Any, step: Any) -> None: ...
 
     async def main() -> None:
-        with pytest.raises(StepUsageError, match="await durable.testing.start"):
+        with pytest.raises(StepUsageError, match=r"await durable\.testing\.start"):
             testing.start_sync(function_of(handler))
 
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
@@ -244,7 +244,7 @@ def test_the_sync_form_says_so_when_a_loop_is_running() -> None:
 def test_something_that_is_no_function_is_refused() -> None:
     async def handler(event: Any, step: Any) -> None: ...
 
-    with pytest.raises(StepUsageError, match="app.function"):
+    with pytest.raises(StepUsageError, match=r"app\.function"):
         testing.start_sync(handler)  # type: ignore[arg-type]
 
 

@@ -31,15 +31,15 @@ class LoggedClient(durable.App):
     def settings(self) -> Settings:
         return Settings(self._url, self._workspace, (Key.parse(self._read_key()),))
 
-    def send_logged(self, name: str, data: Any, event_id: str) -> EventAnswer:
-        """Send until it is acknowledged, and log the answer."""
+    def send_logged(self, name: str, data: Any, event_id: str, *, given_up: threading.Event | None = None) -> EventAnswer:
+        """Send until it is acknowledged, and log the answer. `given_up` set, the failure of the try under way is the last."""
         give_up_at = time.monotonic() + SEND_SECONDS_MAX
         while True:
             try:
                 [answer] = self.send_many_sync([{"name": name, "data": data, "id": event_id}])
                 break
             except durable.EngineUnreachable:
-                if time.monotonic() > give_up_at:
+                if time.monotonic() > give_up_at or (given_up is not None and given_up.is_set()):
                     raise
         runs = sorted(started.run_id for started in answer.runs)
         self._write({"id": event_id, "name": name, "data": data, "runs": runs, "is_duplicate": answer.duplicate, "at": time.time()})
@@ -70,6 +70,7 @@ class Load:
         self._clients, self._make_event, self._prefix = clients, make_event, prefix
         self._pause_seconds = threads / per_second
         self._stop = threading.Event()
+        self._given_up = threading.Event()
         self._lock = threading.Lock()
         self._next = 0
         self._threads = [threading.Thread(target=self._run, args=(place,), name=f"load {place}") for place in range(threads)]
@@ -83,6 +84,8 @@ class Load:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
+        if exc[0] is not None:
+            self._given_up.set()
         for thread in self._threads:
             thread.join()
         if exc[0] is None and self.failures:
@@ -94,7 +97,9 @@ class Load:
                 number, self._next = self._next, self._next + 1
             name, data = self._make_event(number)
             try:
-                self._clients[(number + place) % len(self._clients)].send_logged(name, data, f"{self._prefix}-{number}")
+                self._clients[(number + place) % len(self._clients)].send_logged(
+                    name, data, f"{self._prefix}-{number}", given_up=self._given_up
+                )
             except BaseException as error:
                 self.failures.append(error)
                 return

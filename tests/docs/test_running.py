@@ -1,0 +1,120 @@
+"""What the pages about running say of starting, refusing and stopping, with real engines on homes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.docs.markdown_blocks import ROOT, blocks_of
+from tests.docs.stand import Process, Stand, free_ports, new_home, reader_environment
+
+RUNNING = ROOT / "docs" / "operations" / "running.md"
+TROUBLESHOOTING = ROOT / "docs" / "operations" / "troubleshooting.md"
+
+
+@pytest.fixture
+def terminal() -> Iterator[Stand]:
+    """A reader's terminal, with nothing running."""
+    with ExitStack() as opened:
+        home = opened.enter_context(new_home())
+        engine_port, app_port = free_ports(2)
+        made = Stand(home, engine_port, app_port, reader_environment(home, engine_port))
+        yield made
+        for process in reversed(made.processes):
+            process.stop()
+
+
+def ended(process: Process) -> tuple[int, str]:
+    code = process.popen.wait(60)
+    process.reader.join(10)
+    return code, "\n".join(process.lines)
+
+
+def test_an_engine_in_earnest_starts_once_there_is_a_token_and_drains_at_sigterm(terminal: Stand) -> None:
+    [command] = [block.text.strip() for block in blocks_of(RUNNING) if "server" in block.words]
+    [make_token] = [block.text for block in blocks_of(RUNNING) if block.text.startswith("durable token create")]
+    command = f"{command} --port {terminal.engine_port}"
+
+    code, said = ended(terminal.start(command))
+    assert code == 1
+    assert_said(said, "There is no admin token yet, so nobody could use this engine.")
+    made = terminal.shell(make_token)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.startswith("dat_")
+
+    engine = terminal.start(command)
+    engine.wait_line(lambda line: line.startswith("API") and terminal.engine_url in line)
+    refused = terminal.shell("durable app list", DURABLE_TOKEN="dat_" + "x" * 43)
+    assert refused.returncode == 1
+    assert_said(refused.stderr, "The token is missing, unknown or revoked.")
+    asked = terminal.shell("durable key create --app shop --env prod && durable app list", DURABLE_TOKEN=made.stdout.strip())
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.startswith("whsec_") and "shop\tprod" in asked.stdout
+    assert engine.stop() == 0
+
+
+def test_refusals_that_a_new_user_meets_are_the_sentences_of_the_page(terminal: Stand) -> None:
+    nothing = terminal.shell("durable run list")
+    assert nothing.returncode == 2
+    assert_said(nothing.stderr, "No admin token.")
+
+    engine = terminal.start(f"durable dev --port {terminal.engine_port} --app-url http://127.0.0.1:{terminal.app_port}/")
+    engine.wait_line(lambda line: line.startswith("API"))
+    engine.wait_line(lambda line: "waiting for the app (" in line)
+    no_workspace = terminal.shell("durable run list", DURABLE_ENV="")
+    assert no_workspace.returncode == 2
+    assert_said(no_workspace.stderr, "There is no workspace yet.")
+
+    code, said = ended(terminal.start("durable dev --port 0"))
+    assert code == 1
+    assert_said(said, "Another engine")
+    code, said = ended(terminal.start(f"durable dev --port {terminal.engine_port} --data-dir {terminal.home}/other/pgdata"))
+    assert code == 1
+    assert_said(said, "Choose another --host or --port")
+
+    write_app(terminal.home)
+    code, said = ended(terminal.start(f"hypercorn --bind 127.0.0.1:{terminal.app_port} shop:asgi", DURABLE_ENV=""))
+    assert code != 0
+    assert_said(said, "DURABLE_ENV is not set")
+    code, said = ended(terminal.start(f"hypercorn --bind 127.0.0.1:{terminal.app_port} shop:asgi", DURABLE_ENV="acc"))
+    assert code != 0
+    assert_said(said, "DURABLE_SIGNING_KEY is not set")
+
+    for name in ("shop", "cart"):
+        made = terminal.shell(f"durable key create --app {name} --env dev")
+        assert made.returncode == 0, made.stderr
+    several = terminal.shell("durable run list")
+    assert several.returncode == 2
+    assert_said(several.stderr, "Several workspaces fit")
+
+    assert engine.stop() == 0
+    away = terminal.shell("durable run list")
+    assert away.returncode == 3
+    assert_said(away.stderr, "No engine answers at")
+
+
+def test_an_app_that_started_before_the_engine_finds_the_key_later(terminal: Stand) -> None:
+    write_app(terminal.home)
+    app = terminal.start(f"hypercorn --bind 127.0.0.1:{terminal.app_port} shop:asgi")
+    app.wait_line(lambda line: "There is no signing key yet" in line)
+    engine = terminal.start(f"durable dev --port {terminal.engine_port} --app-url http://127.0.0.1:{terminal.app_port}/")
+    engine.wait_line(lambda line: "shop/dev with nothing" in line)
+
+
+def write_app(home: Path) -> None:
+    (home / "shop.py").write_text(
+        "import durable\n\n"
+        'app = durable.App("shop")\n\n\n'
+        '@app.function(trigger=durable.Event("nothing"))\n'
+        "async def nothing(event, step):\n    return None\n\n\n"
+        "asgi = app.asgi()\n"
+    )
+
+
+def assert_said(text: str, sentence: str) -> None:
+    """The program said it, and troubleshooting has it as a heading."""
+    assert sentence in text, text
+    assert f"### `{sentence}" in TROUBLESHOOTING.read_text()

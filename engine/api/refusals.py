@@ -138,8 +138,10 @@ def refuse(error: Exception, *, is_manifest_inside: bool = False) -> Refused:
             return Refused(
                 Refusal(error.code, "The database can not be used at the moment.", "Send it again after the time in retry-after.")
             )
-        case TooManyKeys() | CursorRefused():
-            return Refused(Refusal(error.code, str(error)))
+        case CursorRefused():
+            return Refused(Refusal(error.code, str(error), "A cursor is good for the list and the filters that it came with."))
+        case TooManyKeys():
+            return Refused(Refusal(error.code, str(error), "GET …/keys lists them; no key was made."))
         case SealBroken():
             log.error("seal_broken", error=str(error))
             return Refused(
@@ -156,11 +158,11 @@ def _refuse_http(error: HTTPException) -> Refused:
     code = _CODE_OF_HTTP_STATUS.get(status, "bad_request" if status < 500 else "internal_error")
     words = {
         "not_found": ("There is nothing at this address.", "Check the path; GET /v1/apps lists the workspaces."),
-        "method_not_allowed": ("This address does not take this method.", None),
+        "method_not_allowed": ("This address does not take this method.", "The header `allow` says which it takes."),
         "body_timeout": ("The body did not come in time.", "Send it again."),
         "body_too_large": ("The body is larger than this address takes.", "Send it in smaller parts."),
     }
-    message, hint = words.get(code, (f"The request can not be read ({status}).", None))
+    message, hint = words.get(code, (f"The request can not be read ({status}).", "Send it as HTTP/1.1 with a JSON body."))
     refused = Refused(Refusal(code, message, hint))
     allowed = getattr(error, "valid_methods", None)
     if allowed:

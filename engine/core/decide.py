@@ -274,6 +274,9 @@ class _Report:
             self.dropped_retries.append(step_id)
 
     def _size_refusal(self) -> Refused | None:
+        if not self.memo:
+            # Events may have filled the memo beyond its limits. Then nothing can be added, but the run must be able to end.
+            return None
         if self.run.position + len(self.memo) > MEMO_ENTRIES_MAX:
             return Refused(
                 "too_many_steps",

@@ -55,10 +55,10 @@ def _value(source: str, event: Mapping[str, Any]) -> Any:
         for field in rest.split(".") if rest else ():
             value = value.get(field) if isinstance(value, dict) else None
         return value
-    program = _compiled(source)
-    variables = {name: data.get(name) if isinstance(data, dict) else None for name in program.variables()}
-    variables["event"] = dict(event)
     try:
+        program = _compiled(source)
+        variables = {name: data.get(name) if isinstance(data, dict) else None for name in program.variables()}
+        variables["event"] = dict(event)
         return program.execute(variables)
     except Exception:
         # Whatever the library raises (an absent field, a wrong type, an overflow): null, never a lost event.

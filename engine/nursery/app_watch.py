@@ -11,6 +11,7 @@ import trio
 from engine.nursery.context import EngineContext
 from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.list_app_urls import list_app_urls
+from engine.store.sealing import SealBroken
 from engine.store.sync_app import SyncRefused, sync_app
 from engine.transport.app_client import Died, NotDelivered
 from protocol.manifest import Manifest, Workspace
@@ -47,7 +48,12 @@ async def look(engine: EngineContext, url: str, workspace: Workspace) -> tuple[s
     """Ask once; a sentence about what was found, and whether the app is up."""
     keys = engine.keyring.may_be_anyones(workspace.env)
     if workspace.app != "*":
-        keys = (await engine.keyring.live_keys(workspace.app, workspace.env)).keys
+        try:
+            keys = (await engine.keyring.live_keys(workspace.app, workspace.env)).keys
+        except DatabaseUnavailable:
+            return "", False
+        except SealBroken as broken:
+            return f"{url}: {broken}", False
     if not keys:
         return f"{url}: the workspace {workspace} has no signing key; make one with `durable key create`.", False
     answer = await engine.apps.ask_manifest(url, workspace, keys)
@@ -60,7 +66,7 @@ async def look(engine: EngineContext, url: str, workspace: Workspace) -> tuple[s
         return f"{url}: the app says that it is {found}, not {workspace}.", False
     try:
         return await take_manifest(engine, url, answer), True
-    except SyncRefused as refused:
+    except (SyncRefused, SealBroken) as refused:
         return f"{url}: the manifest of {found} is refused: {refused}", False
     except (DatabaseUnavailable, TransactionConflict):
         return "", True

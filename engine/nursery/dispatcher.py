@@ -8,8 +8,8 @@ import structlog
 import trio
 
 from engine.nursery.context import EngineContext
-from engine.nursery.invocation import run_invocation
-from engine.store.claim_runs import claim_runs
+from engine.nursery.invocation import run_invocation, take_up
+from engine.store.claim_runs import Claimed, claim_runs
 from engine.store.crash_points import crash_point
 from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.read_invocations import read_invocations
@@ -34,6 +34,8 @@ async def serve_dispatcher(
     look_seconds = LOOK_SECONDS_MIN
     after_lane = 0
     while True:
+        # A claim is shielded: without this, a drain would be heard of only when nothing is due any more.
+        await trio.lowlevel.checkpoint_if_cancelled()
         if engine.inflight.free == 0:
             await engine.inflight.wait_left()
             continue
@@ -57,6 +59,7 @@ async def serve_dispatcher(
 async def claim_and_start(engine: EngineContext, invocations: trio.Nursery, after_lane: int = 0) -> tuple[int, int]:
     """Claim what is due and there is room for, and start it; how many, and the lane to go on after."""
     # Claim and hand-over are one act: cancelled between them, the leases would be nobody's until they ended.
+    claimed = Claimed((), 0, 0)
     with trio.CancelScope(shield=True, deadline=trio.current_time() + HANDOVER_SECONDS_MAX):
         claimed = await engine.database.transact(
             claim_runs, engine.engine_id, engine.inflight.free, engine.limits.lease_seconds, after_lane
@@ -69,6 +72,8 @@ async def claim_and_start(engine: EngineContext, invocations: trio.Nursery, afte
             crash_point("claimed_before_call")
             handovers = await engine.database.transact(read_invocations, claimed.leases)
             for handover in handovers:
-                invocations.start_soon(run_invocation, engine, handover, name=f"invocation {handover.lease.run_id}")
+                # Counted before its task begins, or the next claim would take its place once more.
+                inflight = take_up(engine, handover)
+                invocations.start_soon(run_invocation, engine, inflight, name=f"invocation {handover.lease.run_id}")
     # Runs that only parked were found too: look again at once, there may be more behind them.
     return claimed.found, claimed.last_lane

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NoReturn
 
 import structlog
@@ -13,6 +14,7 @@ from engine.store.apply_outcomes import RunReport
 from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.engines import touch_engine
 from engine.store.extend_leases import extend_leases, find_my_leases
+from engine.store.group_writer import WriterOverloaded
 
 log = structlog.get_logger(__name__)
 
@@ -47,4 +49,6 @@ async def beat(engine: EngineContext) -> None:
         if run_id not in engine.inflight and run_id not in held:
             # A claim whose commit was never heard of: nobody executes it.
             log.warning("unknown_lease_given_back", run_id=str(run_id))
-            await engine.reports.submit(RunReport(workspace_id, run_id, generation, HandedBack()))
+            # Not waited for long: a writer with much before it must not keep the leases from being renewed.
+            with trio.move_on_after(1), suppress(WriterOverloaded):
+                await engine.reports.submit(RunReport(workspace_id, run_id, generation, HandedBack()))

@@ -63,6 +63,9 @@ class InflightRuns:
         return max(self.runs_max - len(self._by_run), 0)
 
     def add(self, inflight: Inflight) -> None:
+        if (former := self._by_run.get(inflight.run_id)) is not None:
+            # Its lease was lost, and this engine got the next one before the heartbeat told it.
+            former.end("lease_lost")
         self._by_run[inflight.run_id] = inflight
 
     def remove(self, inflight: Inflight) -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import msgspec
 import structlog
+import trio
 from msgspec import Raw
 
-from engine.core.outcome import CallDied, HandedBack, Outcome, Reported, Undelivered
+from engine.core.outcome import CallDied, HandedBack, Interrupted, Outcome, Reported, Undelivered
 from engine.nursery.context import EngineContext
 from engine.nursery.inflight import Inflight
 from engine.store.apply_outcomes import RunReport
 from engine.store.crash_points import crash_point
 from engine.store.database import DatabaseUnavailable, TransactionConflict
+from engine.store.group_writer import WriterOverloaded
 from engine.store.hold_lanes import free_lanes
 from engine.store.read_invocations import Handover
+from engine.store.sealing import SealBroken
 from engine.transport.app_client import CallResult, Died, Finished, Line, NotDelivered
 from protocol.calls import Ended, Started
 from protocol.manifest import FunctionConfig, Workspace
@@ -28,13 +31,21 @@ log = structlog.get_logger(__name__)
 
 # Beyond the step's own timeout, which the SDK enforces: the engine's clock only catches apps that do not.
 STEP_TIMEOUT_MARGIN_SECONDS = 30.0
+# An outcome is not given up because many rows wait; its lease is held while it waits, too.
+OVERLOADED_SECONDS = 0.25
 
 
-async def run_invocation(engine: EngineContext, handover: Handover) -> None:
-    """Execute one lease, from the call to the applied outcome."""
+def take_up(engine: EngineContext, handover: Handover) -> Inflight:
+    """Count a lease among those under way. `run_invocation` must follow."""
     config = msgspec.json.decode(handover.config, type=FunctionConfig)
     inflight = Inflight(handover, config.step_timeout_seconds + STEP_TIMEOUT_MARGIN_SECONDS)
     engine.inflight.add(inflight)
+    return inflight
+
+
+async def run_invocation(engine: EngineContext, inflight: Inflight) -> None:
+    """Execute one lease, from the call to the applied outcome."""
+    handover = inflight.handover
     try:
         outcome = await _call(engine, inflight)
         if outcome is not None:
@@ -59,7 +70,12 @@ async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:
         if line.run_id != handover.invocation.run_id or line.generation != handover.lease.generation:
             reported.append(CallDied("foreign_reply", f"The app answered for run {line.run_id}, which this call did not carry."))
             inflight.scope.cancel()
+        elif reported:
+            # It has ended; an app that says more, or goes on saying it, is not listened to.
+            inflight.scope.cancel()
         elif isinstance(line, Started):
+            if inflight.has_started:
+                return
             inflight.has_started = True
             inflight.news()
             await _note_reached(engine, inflight)
@@ -71,7 +87,12 @@ async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:
     result: CallResult | None = None
     with inflight.scope:
         inflight.news()
-        keys = (await engine.keyring.live_keys(handover.app, handover.env)).keys
+        try:
+            keys = (await engine.keyring.live_keys(handover.app, handover.env)).keys
+        except DatabaseUnavailable:
+            return HandedBack()
+        except SealBroken as broken:
+            return Undelivered("app_unreachable", str(broken))
         if not keys:
             return Undelivered("app_unreachable", f"The workspace {workspace} has no signing key.")
         crash_point("during_call")
@@ -117,7 +138,18 @@ async def _report(engine: EngineContext, inflight: Inflight, outcome: Outcome) -
 
 async def _submit(engine: EngineContext, inflight: Inflight, outcome: Outcome) -> EntryAnswer:
     lease = inflight.handover.lease
-    return await engine.reports.submit(RunReport(lease.workspace_id, lease.run_id, lease.generation, outcome))
+    while True:
+        try:
+            return await engine.reports.submit(RunReport(lease.workspace_id, lease.run_id, lease.generation, outcome))
+        except WriterOverloaded:
+            await trio.sleep(OVERLOADED_SECONDS)
+        except Exception as error:
+            # What one run brought must not end the engine and all others with it.
+            log.error("report_failed", run_id=str(inflight.run_id), error=repr(error), exc_info=error)
+            if isinstance(outcome, Interrupted):
+                # The reaper takes the run back.
+                return EntryAnswer(str(lease.run_id), lease.generation, "stale")
+            outcome = Interrupted("engine_died")
 
 
 async def _note_reached(engine: EngineContext, inflight: Inflight) -> None:

@@ -29,6 +29,9 @@ from protocol.manifest import Workspace
 
 log = structlog.get_logger(__name__)
 
+# More than the HTTP server gives the requests that are under way.
+CLOSING_SECONDS_MAX = 7.0
+
 
 async def run_engine(
     engine: EngineContext,
@@ -69,6 +72,8 @@ async def run_engine(
                 intake.cancel_scope.cancel()
             await finish_inflight(engine)
             closing.set()
+            # Whatever still stands here (a report that waits for a lost database) must not hold the shutdown; its lease ends.
+            inflight.cancel_scope.deadline = trio.current_time() + CLOSING_SECONDS_MAX
         support.cancel_scope.cancel()
 
 

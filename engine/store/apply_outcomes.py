@@ -56,7 +56,7 @@ FIND_ENDED_INVOCATIONS = Sql(
     """
 SELECT i.run_id, i.outcome
   FROM invocation AS i
-  JOIN unnest($run_ids::uuid[], $generations::int[]) AS u (run_id, generation) USING (run_id, generation)""",
+  JOIN unnest($run_ids::uuid[], $generations::bigint[]) AS u (run_id, generation) USING (run_id, generation)""",
 )
 FORGET_EVENT_IDS = Sql(
     "forget_event_ids",
@@ -117,10 +117,7 @@ async def apply_outcomes(
     applied = Applied()
     decided = await _decide(conn, valid, runs, answers, applied)
     written = await write_transitions(conn, decided, lease_seconds)
-    accepted = {(item.run.run_id, op.id) for item in decided if item.transition for op in item.transition.sends}
-    outgoing = [send.event for send in sends if (send.run_id, send.step_id) in accepted and send.event.event_id in fresh]
-    await _forget_unsent(conn, [send.event for send in sends if send.event.event_id in fresh], outgoing)
-    woke_runs = await write_events(conn, outgoing)
+    woke_runs = await write_events(conn, await _outgoing(conn, sends, decided, fresh))
     promoted, applied.owes_promotion = await release_slots(conn, written.left_lease)
     applied.has_due_runs = written.has_due_runs or woke_runs or promoted
     applied.near_timer_seconds = written.near_timer_seconds
@@ -296,16 +293,31 @@ async def _prepare_waits(
     return prepared
 
 
-async def _forget_unsent(conn: Connection, claimed: list[NewEvent], sent: list[NewEvent]) -> None:
-    """Give back the event ids that a stale or refused report had claimed."""
-    sent_ids = {event.event_id for event in sent}
-    unsent = [event for event in claimed if event.event_id not in sent_ids and event.external_id is not None]
+async def _outgoing(conn: Connection, sends: list[_Send], decided: list[Decided], fresh: set[UUID]) -> list[NewEvent]:
+    """The events of accepted reports that were not sent before. What a stale or refused report had claimed is given back."""
+    accepted = {(item.run.run_id, op.id) for item in decided if item.transition for op in item.transition.sends}
+    wanted = [send.event for send in sends if (send.run_id, send.step_id) in accepted]
+    wanted_ids = {event.event_id for event in wanted}
+    unsent = [
+        send.event
+        for send in sends
+        if send.event.event_id in fresh and send.event.event_id not in wanted_ids and send.event.external_id is not None
+    ]
     if unsent:
         await conn.execute(
             FORGET_EVENT_IDS,
             event_ids=[event.event_id for event in unsent],
             workspace_ids=[event.workspace_id for event in unsent],
         )
+        # Another report of this group may send an event of the same id, and had lost it to the one that sends nothing.
+        given_back = {event.dedup_key for event in unsent}
+        again = [
+            event
+            for event in wanted
+            if event.event_id not in fresh and event.external_id is not None and event.dedup_key in given_back
+        ]
+        fresh = fresh | {event.event_id for event in await claim_event_ids(conn, again)}
+    return [event for event in wanted if event.event_id in fresh]
 
 
 async def _answer_accepted(

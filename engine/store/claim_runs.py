@@ -108,6 +108,8 @@ class Claimed:
 async def claim_runs(conn: Connection, engine_id: UUID, runs_max: int, lease_seconds: float, after_lane: int = 0) -> Claimed:
     """Lease up to `runs_max` due runs, an equal part from each lane that has any."""
     due = await conn.fetch(FIND_DUE_RUNS, after_lane=after_lane, lanes_max=LANES_PER_CLAIM_MAX, runs_max=runs_max)
+    if not due and after_lane:
+        due = await conn.fetch(FIND_DUE_RUNS, after_lane=0, lanes_max=LANES_PER_CLAIM_MAX, runs_max=runs_max)
     if not due:
         return Claimed((), 0, 0)
     limited = [row for row in due if row["limit_key_ids"]]
@@ -130,7 +132,8 @@ async def claim_runs(conn: Connection, engine_id: UUID, runs_max: int, lease_sec
             )
         await conn.execute(USE_RESERVATIONS, run_ids=list(admission.admitted))
     lanes = {row["function_id"] for row in due}
-    last_lane = max(lanes) if len(lanes) >= LANES_PER_CLAIM_MAX else 0
+    # Also when there was no room for more runs: the lanes behind would otherwise never have their turn in a full engine.
+    last_lane = max(lanes) if len(lanes) >= LANES_PER_CLAIM_MAX or len(due) >= runs_max else 0
     crash_point("claim_before_commit")
     return Claimed(tuple(leases), last_lane, len(due), has_due_runs, owes_promotion)
 

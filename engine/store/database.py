@@ -30,6 +30,12 @@ class DatabaseUnavailable(Exception):
     code = "database_unavailable"
 
 
+class StatementTimedOut(DatabaseUnavailable):
+    """The database ended a statement that took too long: it is overloaded, or the statement does too much. Try again with less."""
+
+    code = "statement_timed_out"
+
+
 class CommitUnknown(DatabaseUnavailable):
     """The connection was lost while committing: it may or may not have happened. Repeat with the same ids."""
 
@@ -74,7 +80,8 @@ class Database:
                     crash_point("after_commit")
                     return result
             except _LOST as error:
-                kind = CommitUnknown if is_committing else DatabaseUnavailable
+                timed_out = isinstance(error, asyncpg.QueryCanceledError)
+                kind = CommitUnknown if is_committing else StatementTimedOut if timed_out else DatabaseUnavailable
                 raise kind(str(error) or type(error).__name__) from error
             except _CONFLICT as error:
                 raise TransactionConflict(str(error)) from error
@@ -89,7 +96,7 @@ class Database:
             try:
                 async with self._pool.acquire(timeout=STATEMENT_SECONDS_MAX) as raw:
                     return await work(Connection(raw), *args, **kwargs)
-            except _LOST as error:
+            except (*_LOST, *_CONFLICT) as error:
                 raise DatabaseUnavailable(str(error) or type(error).__name__) from error
 
         result: T = await trio_asyncio.aio_as_trio(run)()
@@ -163,9 +170,16 @@ _LOST = (
     asyncpg.CrashShutdownError,
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
+    # Locks on a standby that was the primary a moment ago.
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    # This process stood still in a transaction (SIGSTOP, a frozen machine), or the server's disk failed.
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.IdleSessionTimeoutError,
+    asyncpg.PostgresSystemError,
     asyncpg.InternalClientError,
 )
-_CONFLICT = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+# A cached statement is invalid once after another engine's migration; asyncpg has forgotten it by then.
+_CONFLICT = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.InvalidCachedStatementError)
 
 
 @asynccontextmanager

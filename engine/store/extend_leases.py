@@ -18,12 +18,13 @@ UPDATE live_run SET due_at = clock_timestamp() + make_interval(secs => $lease_se
                    ORDER BY live_run.run_id FOR UPDATE OF live_run)
 RETURNING run_id""",
 )
-# Leases of this engine that it does not know: a claim whose commit it never heard of.
+# Leases of this engine that it does not know: a claim whose commit it never heard of. Older than a claim and its hand-over may be
+# (the dispatcher's limit), or a run would be given back while it is being handed over.
 FIND_MY_LEASES = Sql(
     "find_my_leases",
     """
 SELECT run_id, workspace_id, generation FROM live_run
- WHERE state = 'leased' AND engine_id = $engine_id AND leased_at < clock_timestamp() - interval '5 seconds'""",
+ WHERE state = 'leased' AND engine_id = $engine_id AND leased_at < clock_timestamp() - interval '16 seconds'""",
 )
 
 
@@ -41,6 +42,6 @@ async def extend_leases(conn: Connection, held: Sequence[tuple[UUID, int]], leas
 
 
 async def find_my_leases(conn: Connection, engine_id: UUID) -> list[tuple[UUID, int, int]]:
-    """The (run, workspace, generation) of every lease of this engine older than a few seconds."""
+    """The (run, workspace, generation) of every lease of this engine older than a hand-over takes."""
     rows = await conn.fetch(FIND_MY_LEASES, engine_id=engine_id)
     return [(row["run_id"], row["workspace_id"], row["generation"]) for row in rows]

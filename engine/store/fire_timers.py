@@ -16,8 +16,9 @@ FIRED_PER_GROUP_MAX = 500
 FIND_DUE_WAITS = Sql(
     "find_due_waits",
     """
-SELECT DISTINCT run_id FROM (
-  SELECT run_id FROM wait WHERE deadline_at <= clock_timestamp() AND NOT is_pending ORDER BY deadline_at LIMIT $waits_max) AS due""",
+SELECT run_id, count(*) AS waits FROM (
+  SELECT run_id FROM wait WHERE deadline_at <= clock_timestamp() AND NOT is_pending ORDER BY deadline_at LIMIT $waits_max) AS due
+ GROUP BY run_id""",
 )
 # The run before its waits, as apply and ingest do it; the other order deadlocks.
 LOCK_DUE_RUNS = Sql(
@@ -93,7 +94,8 @@ async def fire_timers(conn: Connection) -> Fired:
         ended = len(waits)
         has_locked = len(locked) < len(due)
     woken = await conn.execute(WAKE_DELAYED, runs_max=FIRED_PER_GROUP_MAX)
-    return Fired(ended + woken, has_due_runs or woken > 0, FIRED_PER_GROUP_MAX in (len(due), woken), has_locked)
+    found = sum(row["waits"] for row in due)
+    return Fired(ended + woken, has_due_runs or woken > 0, FIRED_PER_GROUP_MAX in (found, woken), has_locked)
 
 
 async def read_near_deadlines(conn: Connection, horizon_seconds: float, rows_max: int) -> list[Deadline]:

@@ -13,7 +13,7 @@ from typing import Generic, NoReturn, TypeVar
 import structlog
 import trio
 
-from engine.store.database import CommitUnknown, DatabaseUnavailable, TransactionConflict
+from engine.store.database import CommitUnknown, DatabaseUnavailable, StatementTimedOut, TransactionConflict
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
@@ -21,6 +21,8 @@ Answer = TypeVar("Answer")
 log = structlog.get_logger(__name__)
 
 ROWS_PER_GROUP_MAX = 256
+# So often a group is repeated whole. Then it is halved: it may be the group that is too much for the database.
+TRIES_WHOLE_MAX = 3
 
 
 class Requeue:
@@ -100,7 +102,9 @@ class GroupWriter(Generic[Row, Answer]):
 
     async def _write(self, group: list[_Entry[Row, Answer]]) -> None:
         pause_seconds = 0.02
+        tries = 0
         while True:
+            tries += 1
             is_repeated = any(entry.is_repeated for entry in group)
             try:
                 answers = await self._flush([entry.row for entry in group], is_repeated)
@@ -111,28 +115,38 @@ class GroupWriter(Generic[Row, Answer]):
                         entry.is_repeated = True
                 await trio.sleep(pause_seconds)
                 pause_seconds = min(pause_seconds * 2, 1.0)
-                continue
+                is_too_much = isinstance(error, StatementTimedOut)
+                if tries < TRIES_WHOLE_MAX or (_middle(group) is None and not is_too_much):
+                    continue
+                await self._write_halves(group, error)
+                return
             except Exception as error:
-                middle = _middle(group)
-                if middle is None:
-                    log.error("rows_refused", writer=self.name, rows=len(group), error=repr(error), exc_info=error)
-                    for entry in group:
-                        entry.error = error
-                        entry.done.set()
-                    return
-                await self._write(group[:middle])
-                await self._write(group[middle:])
+                await self._write_halves(group, error)
                 return
             if self._answer(group, answers) == 0:
                 # All their runs are locked elsewhere; a moment, or this would spin.
                 await trio.sleep(0.002)
             return
 
+    async def _write_halves(self, group: list[_Entry[Row, Answer]], error: Exception) -> None:
+        """Write both halves of a group that failed; a single submission is refused, or it would stand in everyone's way."""
+        middle = _middle(group)
+        if middle is None:
+            log.error("rows_refused", writer=self.name, rows=len(group), error=repr(error), exc_info=error)
+            for entry in group:
+                entry.error = error
+                entry.done.set()
+            return
+        await self._write(group[:middle])
+        await self._write(group[middle:])
+
     def _answer(self, group: list[_Entry[Row, Answer]], answers: Sequence[Answer | Requeue]) -> int:
         """Answer what was written, put the rest in front of the queue; how many were answered."""
         again: list[_Entry[Row, Answer]] = []
         for entry, answer in zip(group, answers, strict=True):
             if isinstance(answer, Requeue):
+                # The rest of its submission may be written: on its own, or it would be halved together with strangers.
+                entry.is_last = True
                 again.append(entry)
             else:
                 entry.answer = answer

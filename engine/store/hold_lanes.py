@@ -21,12 +21,14 @@ ON CONFLICT (function_id) DO UPDATE
        detail = excluded.detail
  WHERE lane_hold.cause <> 'function_removed'""",
 )
+# In the order in which holds are taken.
 FREE_LANES = Sql(
     "free_lanes",
     """
-DELETE FROM lane_hold USING function
- WHERE lane_hold.function_id = function.function_id AND function.workspace_id = $workspace_id
-   AND lane_hold.cause IN ('app_unreachable', 'unknown_function')""",
+DELETE FROM lane_hold WHERE function_id IN (
+  SELECT lane_hold.function_id FROM lane_hold JOIN function USING (function_id)
+   WHERE function.workspace_id = $workspace_id AND lane_hold.cause = ANY($causes::text[])
+   ORDER BY lane_hold.function_id FOR UPDATE OF lane_hold)""",
 )
 
 
@@ -43,6 +45,10 @@ async def hold_lanes(conn: Connection, workspace_id: int, function_id: int, hold
     )
 
 
-async def free_lanes(conn: Connection, workspace_id: int) -> bool:
-    """Let the lanes of an app go again; whether any was held."""
-    return await conn.execute(FREE_LANES, workspace_id=workspace_id) > 0
+async def free_lanes(conn: Connection, workspace_id: int, *, has_new_manifest: bool = False) -> bool:
+    """Let the lanes of an app go again, whose call got through; whether any was held.
+
+    A function that the app does not know keeps its hold until a new manifest: that another one was reached says nothing of it.
+    """
+    causes = ["app_unreachable", "unknown_function"] if has_new_manifest else ["app_unreachable"]
+    return await conn.execute(FREE_LANES, workspace_id=workspace_id, causes=causes) > 0

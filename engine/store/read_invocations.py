@@ -19,9 +19,9 @@ READ_LEASED_RUNS = Sql(
 SELECT run.run_id, function.name AS function, app.serve_url, workspace.app, workspace.env, function.config,
        event.external_id, event.name, event.data, event.received_at,
        greatest(extract(epoch FROM live_run.due_at - clock_timestamp()), 0)::float8 AS lease_seconds
-  FROM unnest($run_ids::uuid[]) AS u (run_id)
+  FROM unnest($run_ids::uuid[], $generations::int[]) AS u (run_id, generation)
   JOIN run USING (run_id)
-  JOIN live_run USING (run_id)
+  JOIN live_run ON live_run.run_id = u.run_id AND live_run.generation = u.generation AND live_run.state IN ('leased', 'cancelled')
   JOIN event USING (event_id)
   JOIN function ON function.function_id = run.function_id
   JOIN workspace ON workspace.workspace_id = run.workspace_id
@@ -56,9 +56,10 @@ class Handover:
 
 
 async def read_invocations(conn: Connection, leases: Sequence[Lease]) -> list[Handover]:
-    """The invocations of these leases."""
+    """The invocations of these leases; none of a lease that is over already."""
     run_ids = [lease.run_id for lease in leases]
-    rows = {row["run_id"]: row for row in await conn.fetch(READ_LEASED_RUNS, run_ids=run_ids)}
+    generations = [lease.generation for lease in leases]
+    rows = {row["run_id"]: row for row in await conn.fetch(READ_LEASED_RUNS, run_ids=run_ids, generations=generations)}
     memo: dict[UUID, list[MemoEntry]] = {}
     if with_memo := [lease.run_id for lease in leases if lease.position > 0]:
         for row in await conn.fetch(READ_MEMO, run_ids=with_memo):

@@ -6,6 +6,7 @@ shapes and keys, never waits or memo entries.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from engine.core.expression import is_true
+from engine.core.expression import ExpressionRefused, check_expression, is_true
 from engine.core.match import hash_of_event, hash_of_match, shape_of
 from engine.core.run import EarlierEvent
 from engine.store.event_json import event_json
@@ -120,6 +121,9 @@ async def prepare_waits(conn: Connection, wanted: Sequence[WantedWait]) -> list[
     shapes: dict[tuple[int, str, tuple[str, ...]], tuple[int, bool] | None] = {}
     prepared: list[PreparedWait] = []
     for wait in wanted:
+        if (text := _condition_refusal(wait)) is not None:
+            prepared.append(PreparedWait(wait, refusal=text))
+            continue
         name = (wait.workspace_id, wait.event_name, tuple(wait.paths))
         if name not in shapes:
             shapes[name] = await _find_or_make_shape(conn, wait)
@@ -142,8 +146,8 @@ async def look_back(conn: Connection, prepared: Sequence[PreparedWait]) -> list[
         run_ids=[wait.wanted.run_id for wait in asking],
         shape_ids=[wait.shape_id for wait in asking],
         match_hashes=[wait.wanted.match_hash for wait in asking],
-        # Without a condition the first is taken, unless waits beside it take it before.
-        limits=[CANDIDATES_MAX + 1 if wait.wanted.condition else len(asking) for wait in asking],
+        # Without a condition the first is taken, unless waits of the same run take it before.
+        limits=[CANDIDATES_MAX + 1 if wait.wanted.condition else place for wait, place in zip(asking, _places(asking), strict=True)],
     )
     candidates: dict[int, list[Any]] = {}
     for row in rows:
@@ -153,6 +157,16 @@ async def look_back(conn: Connection, prepared: Sequence[PreparedWait]) -> list[
     for index, wait in enumerate(asking):
         found[id(wait)] = _choose(wait, candidates.get(index, []), taken)
     return [found.get(id(wait), wait) for wait in prepared]
+
+
+def _places(asking: Sequence[PreparedWait]) -> list[int]:
+    """The place of each wait among those of its run, from 1: so many events suffice for it."""
+    counts: Counter[UUID] = Counter()
+    places: list[int] = []
+    for wait in asking:
+        counts[wait.wanted.run_id] += 1
+        places.append(counts[wait.wanted.run_id])
+    return places
 
 
 async def backfill_page(conn: Connection, shape_id: int, paths: Sequence[str]) -> bool:
@@ -169,6 +183,16 @@ async def backfill_page(conn: Connection, shape_id: int, paths: Sequence[str]) -
         )
     await conn.execute(ADVANCE_BACKFILL, shape_id=shape_id, backfill_from=rows[-1]["seq"] if rows else 0, is_ready=is_ready)
     return is_ready
+
+
+def _condition_refusal(wait: WantedWait) -> str | None:
+    """Why the condition can not be used. One that was registered all the same would fail every event of the name."""
+    try:
+        if wait.condition is not None:
+            check_expression(wait.condition)
+    except ExpressionRefused as refused:
+        return f"The condition of step {wait.step_id!r} can not be used: {refused}"
+    return None
 
 
 async def _find_or_make_shape(conn: Connection, wait: WantedWait) -> tuple[int, bool] | None:

@@ -253,7 +253,7 @@ async def _write_holds(conn: Connection, workspace_id: int, changed: list[int], 
         await conn.execute(HOLD_REMOVED_FUNCTIONS, function_ids=removed, detail=detail)
     returned = await conn.execute(FREE_RETURNED_FUNCTIONS, function_ids=changed) if changed else 0
     # A new manifest is a sign of life: what could not be delivered before may be tried at once.
-    return await free_lanes(conn, workspace_id) or returned > 0
+    return await free_lanes(conn, workspace_id, has_new_manifest=True) or returned > 0
 
 
 def _config_text(function: FunctionConfig) -> str:

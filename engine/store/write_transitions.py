@@ -12,7 +12,7 @@ from uuid import UUID
 from engine.core.decide import memo_bytes
 from engine.core.outcome import Outcome
 from engine.core.run import LiveRun
-from engine.core.transition import Delayed, Ended, Parked, Ready, Stay, Transition, Waiting
+from engine.core.transition import Delayed, Ended, LaneHold, Parked, Ready, Stay, Transition, Waiting
 from engine.store.hold_lanes import hold_lanes
 from engine.store.register_waits import PreparedWait
 from engine.store.sql import Connection, Sql
@@ -157,9 +157,7 @@ async def write_transitions(conn: Connection, decided: Sequence[Decided], lease_
     await _write_waits(conn, transitions, written)
     await _write_retries(conn, transitions, written)
     await _write_invocations(conn, decided)
-    for item, transition in transitions:
-        if transition.lane_hold is not None:
-            await hold_lanes(conn, item.run.workspace_id, item.run.function_id, transition.lane_hold)
+    await _write_holds(conn, transitions)
     await _write_runs(conn, transitions, lease_seconds, written)
     cancelled = [item.run.run_id for item in decided if item.transition is None]
     if cancelled:
@@ -265,6 +263,17 @@ async def _write_invocations(conn: Connection, decided: Sequence[Decided]) -> No
             outcomes=[outcome for _, outcome, _ in ended],
             details=[detail for _, _, detail in ended],
         )
+
+
+async def _write_holds(conn: Connection, transitions: Transitions) -> None:
+    """Hold each lane once, in one order: the runs of a dead app come back in one group, and two engines hold the same lanes."""
+    holds: dict[tuple[int, int, str], LaneHold] = {}
+    for item, transition in transitions:
+        if (hold := transition.lane_hold) is not None:
+            lane = 0 if hold.whole_app else item.run.function_id
+            holds[item.run.workspace_id, lane, hold.cause] = hold
+    for (workspace_id, function_id, _), hold in sorted(holds.items(), key=lambda held: held[0]):
+        await hold_lanes(conn, workspace_id, function_id, hold)
 
 
 async def _write_runs(conn: Connection, transitions: Transitions, lease_seconds: float, written: Written) -> None:

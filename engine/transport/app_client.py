@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import httpcore
+import trio
 
 from engine.transport.connections import Connections, host_header
 from engine.transport.guard import GuardedBackend, TargetRefused
@@ -76,12 +77,17 @@ class AppClient:
         request_id = signing.new_message_id()
         body = encode(ManifestQuestion(workspace))
         try:
-            async with self._post(url, workspace, keys, request_id, body, silence=MANIFEST_SECONDS_MAX) as response:
-                raw = await _read_all(response)
+            with trio.fail_after(MANIFEST_SECONDS_MAX):
+                async with self._post(url, workspace, keys, request_id, body, silence=MANIFEST_SECONDS_MAX) as response:
+                    raw = await _read_all(response)
         except _NOT_CONNECTED as error:
             return NotDelivered(_words(error))
         except _BROKEN as error:
             return Died("connection_lost", _words(error))
+        except trio.TooSlowError:
+            return Died("manifest_timeout", f"The manifest did not come within {MANIFEST_SECONDS_MAX:g} s.")
+        except MessageRefused as error:
+            return Died("bad_reply", f"The manifest can not be read: {error}")
         if (refused := _refused(response, raw)) is not None:
             return refused
         try:
@@ -145,14 +151,20 @@ class AppClient:
         request_id: str,
         on_line: Callable[[Line], Awaitable[None]],
     ) -> None:
-        rest = b""
+        # Joined once a line: adding each chunk to what came before would copy a large line as often as it has chunks.
+        parts: list[bytes] = []
+        size_bytes = 0
         async for chunk in response.aiter_stream():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
+            first, *others = chunk.split(b"\n")
+            parts.append(first)
+            size_bytes += len(first)
+            for other in others:
+                line = b"".join(parts)
+                parts, size_bytes = [other], len(other)
                 if line.strip():
                     text = signing.verify_line(keys, request_id, line, time.time())
                     await on_line(decode_line(text))
-            if len(rest) > BODY_BYTES_MAX:
+            if size_bytes > BODY_BYTES_MAX:
                 raise MessageRefused("too_large", f"a line has more than {BODY_BYTES_MAX:,} bytes")
 
     def _post(

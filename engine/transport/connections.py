@@ -71,10 +71,13 @@ class Connections:
 
     async def _give_back(self, origin: httpcore.Origin, connection: httpcore.AsyncHTTPConnection) -> None:
         idle = self._idle[_key(origin)]
-        if connection.is_idle() and len(idle) < KEPT_PER_APP_MAX:
-            idle.append(connection)
-            return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+            # The longest unused lie at the bottom, where nobody takes them while the ones above suffice.
+            while idle and idle[0].has_expired():
+                await idle.pop(0).aclose()
+            if connection.is_idle() and len(idle) < KEPT_PER_APP_MAX:
+                idle.append(connection)
+                return
             await connection.aclose()
 
 

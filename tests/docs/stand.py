@@ -116,6 +116,9 @@ def new_home() -> Iterator[Path]:
     """A home directory through which the user of the embedded Postgres can pass."""
     home = Path(tempfile.mkdtemp(prefix="durable-docs-"))
     home.chmod(0o711)
+    # Else the engine makes it for its keys and for nobody else, and the data moves away from here.
+    (home / ".durable").mkdir(mode=0o711)
+    (home / ".durable").chmod(0o711)
     programs = home / "bin"
     programs.mkdir()
     # The commands as after `pip install`, also where only the sources are on the path.

@@ -15,7 +15,7 @@ from tests.system.system import System, http_status, open_system
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
-DRAIN_SECONDS = 3.0
+DRAIN_SECONDS = 2.0
 # Beyond the drain: the HTTP server, the leases' last writes, and Postgres, which the engine owns.
 STOP_SECONDS_MAX = 3.0
 
@@ -55,7 +55,7 @@ def test_a_drained_engine_ends_what_is_in_flight_begins_nothing_and_counts_no_at
 
 
 def test_a_run_that_outlasts_the_drain_is_handed_back_and_counts_no_attempt(system: System) -> None:
-    run_id = start_run(system, "three.wanted", {"n": "long", "body_seconds": DRAIN_SECONDS + 1.5}, "longer-than-the-drain")
+    run_id = start_run(system, "chain.wanted", {"n": "long", "body_seconds": DRAIN_SECONDS + 1.5}, "longer-than-the-drain")
     wait_until("the body of a runs", lambda: body_starts(system, run_id, "a"))
     system.engine().terminate()
     assert system.engine().wait(DRAIN_SECONDS + STOP_SECONDS_MAX) == 0

@@ -94,6 +94,13 @@ async def checking(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     await step.run("check", refuse_card, retries=5)
 
 
+@app.function(trigger=durable.Event("order.impossible"), retries=5)
+async def ordering(event: durable.ReceivedEvent, step: durable.Step) -> Any:
+    """Raises outside of its step, once and for all."""
+    await step.run("look", work, "ordering", None)
+    raise durable.NonRetriableError("there is no such shop")
+
+
 @app.function(trigger=durable.Event("busy.called"), backoff=QUICKLY)
 async def calling(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """The other side says when to come back."""

@@ -14,13 +14,19 @@ def test_a_step_that_succeeds_at_last_keeps_its_failed_attempts(system: System) 
     assert all("CardDeclined" in tried["error"]["stack"] for tried in charge["failed_attempts"])
 
 
-def test_an_error_that_says_that_no_retry_helps_fails_at_once(system: System) -> None:
+def test_a_body_that_says_that_no_retry_helps_is_not_tried_again(system: System) -> None:
     run_id = begin(system, "card.checked", {})
     run = ended(system, run_id)
     assert run["status"] == "failed"
     assert run["error"]["code"] == "expired" and "the card has expired" in run["error"]["message"]
+    # The function that did not catch it is tried again; the body is not, in any of its tries.
     assert [line.attempt for line in starts(system, run_id)] == [1]
-    assert len(run["invocations"]) == 1, "neither the step nor the function is tried again"
+    assert len(step_of(run, "check")["failed_attempts"]) == 1
+
+
+def test_a_handler_that_says_that_no_retry_helps_fails_the_run_at_once(system: System) -> None:
+    run = ended(system, begin(system, "order.impossible", {}))
+    assert (run["status"], run["error"]["message"], len(run["invocations"])) == ("failed", "there is no such shop", 1)
 
 
 def test_an_error_that_says_when_to_come_back_is_obeyed(system: System) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from durable import executor
 from durable.errors import StepError
 from durable.wire import AbandonOp, Ended
 from msgspec import Raw
@@ -286,7 +287,11 @@ def test_an_await_that_is_no_step_gets_a_moment_and_then_a_warning_with_its_line
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_short_await_that_is_no_step_is_waited_for_without_a_warning(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_await_that_is_no_step_is_waited_for_without_a_warning(
+    loop: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "OUTSIDE_GRACE_SECONDS", 10)  # a busy machine may be late
+
     async def handler(event: Any, step: Any) -> None:
         async def aside() -> None:
             await sleep(0.02)
@@ -321,7 +326,11 @@ def test_a_handler_that_only_awaits_other_things_is_waited_for_and_warned_of(loo
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_locks_and_queues_between_tasks_of_the_handler_do_not_hold_the_end(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_locks_and_queues_between_tasks_of_the_handler_do_not_hold_the_end(
+    loop: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "OUTSIDE_GRACE_SECONDS", 60)  # would be noticed
+
     async def handler(event: Any, step: Any) -> None:
         done = trio.Event() if is_trio() else asyncio.Event()
 
@@ -338,7 +347,7 @@ def test_locks_and_queues_between_tasks_of_the_handler_do_not_hold_the_end(loop:
         loop_time = trio.current_time if is_trio() else asyncio.get_running_loop().time
         began = loop_time()
         assert words(await invoke(function_of(handler), Wire(new_engine()))) == ["sleep"]
-        assert loop_time() - began < 0.09
+        assert loop_time() - began < 10
 
     on_loop(loop, main)
     assert caplog.records == []

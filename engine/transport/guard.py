@@ -18,6 +18,8 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Where clouds give out credentials, beside the link-local one of them all.
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")))
 
 
 class TargetRefused(Exception):
@@ -73,13 +75,15 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     def refusal(self, text: str) -> str | None:
         """Why this address may not be connected to; None when it may."""
         address = _unwrapped(ipaddress.ip_address(text.partition("%")[0]))
-        if address.is_link_local or address.is_multicast or address.is_unspecified:
-            return "a link-local, multicast or unspecified address, which is never called"
+        if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
+            return "a link-local, metadata, multicast or unspecified address, which is never called"
         if any(address.version == network.version and address in network for network in self._networks):
             return None
         if self._only_listed:
             return "called over plain http, and not in a network of DURABLE_ALLOWED_NETWORKS; outside dev its URL must be https"
-        if not address.is_global and not self._allow_local:
+        # Site-local and reserved addresses lead into networks too, though Python counts them as global.
+        is_inside = not address.is_global or address.is_reserved or getattr(address, "is_site_local", False)
+        if is_inside and not self._allow_local:
             return "a private or loopback address; name its network in DURABLE_ALLOWED_NETWORKS to allow it"
         return None
 

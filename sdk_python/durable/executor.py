@@ -185,8 +185,11 @@ class Execution:
             self._planned[step.id] = step
 
     def _start_bodies(self) -> None:
-        """Start what is planned, in call order, unless the lease is too short to start anything."""
-        if not self._planned or self._memo.has_asked:
+        """Start what is planned, in call order, unless the lease is too short to start anything.
+
+        The drive comes here only when nothing is left to deliver.
+        """
+        if not self._planned:
             return
         if not self._lease.allows_start(time.monotonic()):
             # The answer to whatever is on its way renews the lease as well.
@@ -492,7 +495,7 @@ class Execution:
 
     def _is_quiet(self) -> bool:
         """Nothing runs here and nothing is on its way: only the engine, or the handler itself, brings this run further."""
-        return not self._busy_count and not self._planned and self._in_flight is None and not self._memo.has_asked
+        return not self._busy_count and not self._planned and self._in_flight is None
 
     async def _is_parked(self) -> bool:
         """Whether the invocation ends because all that the handler waits for are steps.

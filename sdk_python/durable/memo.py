@@ -46,10 +46,6 @@ class Memo:
         self.seen = max(self.seen, position)
 
     @property
-    def has_asked(self) -> bool:
-        return bool(self._asked)
-
-    @property
     def is_replaying(self) -> bool:
         return self.seen < self.replay_until
 

@@ -28,7 +28,7 @@ def execute(blocks: Iterable[Block], module: types.ModuleType) -> None:
         # Lines of the page, so that a traceback points into it.
         source = "\n" * (block.line - 1) + block.text
         code = compile(source, str(block.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        result: Any = eval(code, module.__dict__)
+        result: Any = eval(code, module.__dict__)  # noqa: S307 (our own pages)
         if inspect.iscoroutine(result):
             asyncio.run(_await(result))
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +32,8 @@ class Process:
     popen: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     reader: threading.Thread = field(init=False)
+    has_ended: bool = False
+    news: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
         self.reader = threading.Thread(target=self.read, daemon=True)
@@ -41,22 +42,33 @@ class Process:
     def read(self) -> None:
         assert self.popen.stdout is not None
         for line in self.popen.stdout:
-            self.lines.append(line.rstrip())
+            with self.news:
+                self.lines.append(line.rstrip())
+                self.news.notify_all()
+        with self.news:
+            self.has_ended = True
+            self.news.notify_all()
 
     def wait_line(self, is_it: Callable[[str], bool], seconds_max: float = START_SECONDS_MAX) -> str:
         """The first line for which this is so."""
-        deadline = time.monotonic() + seconds_max
-        while time.monotonic() < deadline:
-            found = next((line for line in list(self.lines) if is_it(line)), None)
-            if found is not None:
-                return found
-            assert self.popen.poll() is None, f"{self.command} ended with {self.popen.returncode}:\n" + "\n".join(self.lines)
-            time.sleep(0.02)
-        raise AssertionError(f"{self.command} did not say it within {seconds_max} s:\n" + "\n".join(self.lines))
+        with self.news:
+            self.news.wait_for(lambda: self.has_ended or any(map(is_it, self.lines)), seconds_max)
+            found = next(filter(is_it, self.lines), None)
+        assert found is not None, f"{self.command} did not say it (within {seconds_max} s):\n" + "\n".join(self.lines)
+        return found
 
-    def stop(self) -> int:
+    def wait_end(self) -> tuple[int, str]:
+        """The exit code, and all that was said."""
+        code = self.popen.wait(START_SECONDS_MAX)
+        self.reader.join(START_SECONDS_MAX)
+        return code, "\n".join(self.lines)
+
+    def ask_to_stop(self) -> None:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        self.ask_to_stop()
         try:
             return self.popen.wait(30)
         except subprocess.TimeoutExpired:
@@ -98,6 +110,13 @@ class Stand:
         process = Process(command, popen)
         self.processes.append(process)
         return process
+
+    def close(self) -> None:
+        """Stop everything, all at once."""
+        for process in self.processes:
+            process.ask_to_stop()
+        for process in self.processes:
+            process.stop()
 
     def shell(self, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -156,8 +175,7 @@ def open_stand() -> Iterator[Stand]:
                 engine.wait_line(lambda line, name=name: f"/{name}/: " in line and " with " in line)  # type: ignore[misc]
             yield stand
         finally:
-            for process in reversed(stand.processes):
-                process.stop()
+            stand.close()
 
 
 def reader_environment(home: Path, engine_port: int) -> dict[str, str]:
@@ -197,4 +215,3 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
-

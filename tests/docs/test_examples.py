@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ SERVERS = {
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_the_app_of_the_serving_page_is_served_by(server: str, stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_app_of_the_serving_page_is_served_by(
+    server: str, stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = ROOT / "docs" / "guides" / "serving.md"
     blocks = [block for block in blocks_of(page) if block.is_definition]
     # Alone, or with the framework of one block.
@@ -189,8 +192,6 @@ def _wait_listening(process: Process, port: int) -> None:
 def test_options_of_servers_that_the_pages_name_exist() -> None:
     text = (ROOT / "docs" / "guides" / "serving.md").read_text()
     assert "--timeout-graceful-shutdown" in text and "--graceful-timeout" in text
-    import sys
-
     for program, option in (("uvicorn", "--timeout-graceful-shutdown"), ("hypercorn", "--graceful-timeout")):
         done = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, text=True, check=True)
         assert option in done.stdout

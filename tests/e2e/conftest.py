@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.store.postgres_home import MACHINE_DIR, _moved_data_dir
 from tests.system.processes import ROOT
 
 
@@ -20,6 +21,11 @@ def new_home() -> Iterator[Path]:
     place.chmod(0o711)
     yield place
     shutil.rmtree(place, ignore_errors=True)
+    # Run as root, the engine moves the data of a home that Postgres can not enter.
+    for home in (place / ".durable", place / "demo" / "durable"):
+        moved = _moved_data_dir(home).parent
+        assert moved.parent == MACHINE_DIR and moved.name.startswith("home-")
+        shutil.rmtree(moved, ignore_errors=True)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ BAD_JSON = {
     "a null character": (_events('{"name":"bad.input","data":"a\\u0000b"}'), "null_character"),
     "a null character in a key": (_events('{"name":"bad.input","data":{"\\u0000":1}}'), "null_character"),
     # With a second event that is no object: the first, as deep as is allowed, is not what is refused.
-    "a good one at the limit of depth beside a bad one": (_events('{"name":"bad.input","data":' + "[" * 100 + "]" * 100 + "}", "7"), "wrong_type"),
+    "a good one at the limit of depth beside a bad one": (_events('{"name":"bad.input","data":' + "[" * 100 + "]" * 100 + "}", "7"), "bad_field"),
     "a payload too deep": (_events('{"name":"bad.input","data":' + "[" * 101 + "]" * 101 + "}"), "too_deep"),
     "a hundred thousand deep": (_events('{"name":"bad.input","data":' + "[" * 100_000 + "]" * 100_000 + "}"), "too_deep"),
     "never closed": (b"[" * 1_000_000, None),

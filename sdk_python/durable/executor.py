@@ -10,32 +10,30 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import copy_context
-from datetime import UTC, datetime
 from typing import Any, Final, cast
 
-from msgspec import UNSET, Raw
+from msgspec import UNSET
 
 from durable.current_step import CurrentStep, running_step
-from durable.error_words import error_words, is_retriable, retry_after_of
-from durable.errors import (
-    AmbiguousStepId,
-    CodeMismatch,
-    EngineUnreachable,
-    Parked,
-    StepError,
-    StepUsageError,
-)
-from durable.event import Event
+from durable.errors import EngineUnreachable, Parked
 from durable.function import Function
 from durable.invocation_end import ParkSwallowed, ops_of_fault, ops_of_outcome, ops_of_parking, refusal_op
-from durable.json_text import decode, encode_result
 from durable.lease import Lease
 from durable.memo import Memo, StepIds
 from durable.open_step import Body, OpenStep, StepState
 from durable.outbox import Outbox
+from durable.read_memo import read_entry, read_event
 from durable.replay_log import is_replaying
-from durable.runtime import Host, Outcome, Runtime, Scope
+from durable.run_body import run_body
+from durable.runtime import Host, Outcome, Scope
 from durable.sender import Sender
+from durable.step_faults import (
+    ambiguous_step_id,
+    called_after_the_end,
+    called_in_a_body,
+    cancelled_from_outside,
+    code_mismatch,
+)
 from durable.step_id import check_step_id
 from durable.wire import (
     CheckpointEntry,
@@ -56,34 +54,13 @@ OUTSIDE_GRACE_SECONDS: Final = 0.1
 """How long an await that is no step may hold back the end of an invocation."""
 
 
-async def run_invocation(
-    function: Function, invocation: Invocation, sender: Sender, *, received_at: float, runtime: Runtime
-) -> Ended | None:
-    """Run the function's handler once, as far as it comes; the line that ends the invocation.
-
-    `received_at` is the monotonic instant at which the call arrived: the lease counts from it. None means that
-    the engine has given this generation up (stale or cancelled): then there is nobody to tell.
-    """
-    execution = None
-    try:
-        async with runtime.open_scope() as scope:
-            execution = Execution(function, invocation, sender, received_at, scope)
-            try:
-                return await execution.drive()
-            finally:
-                execution.stop()
-    finally:
-        if execution is not None:
-            execution.has_ended = True
-
-
 class Execution:
     """One invocation under way. All methods run on the runtime's loop; none blocks."""
 
     def __init__(self, function: Function, invocation: Invocation, sender: Sender, received_at: float, scope: Scope) -> None:
         self.function = function
         self.invocation = invocation
-        self.event = _event(invocation)
+        self.event = read_event(invocation)
         self.is_unwinding = False
         self.has_ended = False
         self._sender = sender
@@ -169,7 +146,7 @@ class Execution:
             step.is_delivered = True
             self._handler_is_active = True
             assert step.reply is not None
-            step.reply.deliver(_read_entry(step, entry))
+            step.reply.deliver(read_entry(step, entry))
             return True
         return False
 
@@ -208,35 +185,8 @@ class Execution:
             step.job = self._scope.start(self._run_body, step, step.body, self._memo.seen, context=context)
 
     async def _run_body(self, step: OpenStep, body: Body, seen: int) -> None:
-        """Run the body, encode what it gives, and put the op in the outbox."""
-        started_at, started = datetime.now(UTC), time.monotonic()
-        try:
-            value = await self._scope.run_limited(body.timeout_seconds, body.call, is_async=body.is_async)
-            data = Raw(encode_result(value, where=f"the result of step {step.id!r}"))
-            op: Op = StepOp(
-                id=step.id,
-                data=data,
-                attempt=step.attempt,
-                started_at=started_at,
-                duration_seconds=time.monotonic() - started,
-                seen=seen,
-            )
-            step.result = data
-        except BaseException as error:
-            if not self._is_of_the_body(error, step):
-                raise
-            op = StepErrorOp(
-                id=step.id,
-                error=error_words(error),
-                retriable=is_retriable(error),
-                attempt=step.attempt,
-                started_at=started_at,
-                duration_seconds=time.monotonic() - started,
-                seen=seen,
-                retry_after_seconds=retry_after_of(error),
-                retries=body.retries,
-                backoff=body.backoff,
-            )
+        """Run the body and put its op in the outbox."""
+        op = await run_body(self._scope, step, body, seen, lambda error: self._is_of_the_body(error, step))
         if self._open.get(step.id) is not step or step.state is not StepState.RUNNING:
             return  # given up meanwhile, nobody wants the result
         step.state = StepState.REPORTED
@@ -341,15 +291,9 @@ class Execution:
         self._check_callable_here(given_id)
         check_step_id(given_id)
         if self._ids.is_open(given_id):
-            raise self.fail_with(
-                AmbiguousStepId(
-                    f"The step {given_id!r} was called while an earlier call of that id is open in another task or thread. "
-                    "Which of them gets which result would be chance. Give each an id of its own, such as "
-                    f'f"{given_id}-{{key}}".'
-                )
-            )
+            raise self.fail_with(ambiguous_step_id(given_id))
         step = OpenStep(given_id, self._ids.take(given_id), kind, read, body)
-        self._handler_moved()
+        self._signal.set()
         entry = self._memo.entry(step.id)
         self._check_kind(step, entry.kind if entry is not None else self._engine_waits.get(step.id, kind))
         self._open[step.id] = step
@@ -368,27 +312,16 @@ class Execution:
 
     def _check_callable_here(self, given_id: str) -> None:
         if running_step.get() is not None:
-            raise StepUsageError(
-                f"Step {given_id!r} was called inside of the body of another step. Call steps from the handler, "
-                "and let bodies return what the next step needs."
-            )
+            raise called_in_a_body(given_id)
         if self.has_ended:
-            raise StepUsageError(
-                f"Step {given_id!r} was called after its invocation had ended, by a task or thread that outlived the "
-                "handler. Await everything that calls steps before the handler returns."
-            )
+            raise called_after_the_end(given_id)
         if self.is_unwinding:
             raise Parked()
 
     def _check_kind(self, step: OpenStep, known_kind: str) -> None:
         if known_kind != step.kind:
             self._ids.close(step.given_id)
-            raise self.fail_with(
-                CodeMismatch(
-                    f"This run remembers {step.id!r} as a {known_kind}, and the code now calls it as a {step.kind}. Give "
-                    "the changed step a new id, or deploy the code that began this run until it has ended."
-                )
-            )
+            raise self.fail_with(code_mismatch(step.id, known_kind, step.kind))
 
     def _plan_op(self, step: OpenStep, make_op: Callable[[str], Op], wait_seconds: float | None) -> None:
         is_wait = step.kind != "send_events"
@@ -418,13 +351,7 @@ class Execution:
         if self._handler_is_active:
             self._abandon(step)
             return None
-        return self.fail_with(
-            StepUsageError(
-                f"The await of step {step.id!r} was cancelled by something that is no step, such as asyncio.timeout() "
-                "or trio.move_on_after(). That clock is not remembered. Use timeout= of the step, or race it with "
-                "step.sleep() and cancel the loser."
-            )
-        )
+        return self.fail_with(cancelled_from_outside(step.id))
 
     def fail_with(self, fault: BaseException) -> BaseException:
         """Let the function fail with this, whatever the handler does with it."""
@@ -442,14 +369,11 @@ class Execution:
         self._planned.pop(step.id, None)
         self._backing_off.pop(step.id, None)
         self._close(step)
-        self._handler_moved()
+        self._signal.set()
         if not is_resolved:
             self._outbox.abandon(step.id)
             # Soon, because a wait that stays open could take the event that a later wait should have.
             self._outbox.is_prompt = True
-
-    def _handler_moved(self) -> None:
-        self._signal.set()
 
     # States.
 
@@ -573,28 +497,3 @@ class _Replay:
 
     def __bool__(self) -> bool:
         return self._execution.is_replaying
-
-
-def _event(invocation: Invocation) -> Event:
-    event = invocation.event
-    return Event(id=event.id, name=event.name, data=decode(bytes(event.data)), received_at=event.received_at)
-
-
-def _read_entry(step: OpenStep, entry: MemoEntry) -> Outcome:
-    """What the handler gets for a memo entry; an entry without data is the result that this invocation sent."""
-    try:
-        if entry.error is not UNSET:
-            words = decode(bytes(entry.error))
-            return Outcome(
-                error=StepError(
-                    name=str(words.get("name", "Error")),
-                    message=str(words.get("message", "")),
-                    code=words.get("code"),
-                    step_id=step.id,
-                )
-            )
-        data = step.result if entry.data is UNSET else entry.data
-        assert data is not None, "_resolve lets no entry without a result pass"
-        return Outcome(value=step.read(decode(bytes(data))))
-    except Exception as error:
-        return Outcome(error=error)

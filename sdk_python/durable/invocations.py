@@ -17,10 +17,10 @@ import anyio
 from durable.error_words import error_words
 from durable.errors import EngineUnreachable
 from durable.event_loop import current_loop
-from durable.executor import run_invocation
 from durable.loop_tasks import LoopTasks, open_loop_tasks
 from durable.read_call import unknown_function
 from durable.reply_lines import ReplyLines
+from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.sender import CheckpointSender
 from durable.wire import CheckpointEntry, Ended, FailOp, Invocation, UnknownFunctionOp, WireRefusal

@@ -20,9 +20,9 @@ from msgspec import UNSET, Raw
 
 from durable.durations import Duration, parse_duration
 from durable.errors import StepUsageError
-from durable.executor import run_invocation
 from durable.function import Function
 from durable.json_text import decode, encode_result
+from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.testing_engine import EngineRun, EvaluateIf, ExpressionNotEvaluated
 from durable.wire import CheckpointEntry, EntryAnswer, ErrorWords, EventIn, WireEvent, decode_error

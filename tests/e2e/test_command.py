@@ -38,7 +38,9 @@ def dev(environment: Environment, home: Path, *words: str) -> Iterator[tuple[sub
     [port] = free_ports(1)
     log = home / f"dev-{port}.log"
     with open(log, "wb") as out:
-        process = subprocess.Popen([DURABLE, "dev", "--port", str(port), *words], cwd=ROOT, env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [DURABLE, "dev", "--port", str(port), *words], cwd=ROOT, env=environment, stdout=out, stderr=out
+        )
     try:
         wait_until("`durable dev` is ready", lambda: is_ready(process, port, log), START_SECONDS_MAX)
         yield process, port, log
@@ -66,7 +68,9 @@ def is_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
 
 @pytest.mark.postgres
 @pytest.mark.slow
-def test_a_first_start_says_what_it_did_and_others_beside_it_are_refused_with_a_sentence(new_home: Path, new_environment: Environment) -> None:
+def test_a_first_start_says_what_it_did_and_others_beside_it_are_refused_with_a_sentence(
+    new_home: Path, new_environment: Environment
+) -> None:
     with dev(new_environment, new_home) as (process, port, log):
         said = log.read_text()
         assert "Postgres   embedded, data in " in said and f"API        http://127.0.0.1:{port}" in said

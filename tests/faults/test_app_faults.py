@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
+from durable.wire import Workspace
 from tests.faults.mixed_load import make_mixed
 from tests.system.checker import assert_sound
-from tests.system.fault_proxy import Fault
-from tests.system.logged_client import Load
+from tests.system.fault_proxy import Fault, FaultProxy, open_proxy
+from tests.system.logged_client import Load, LoggedClient
 from tests.system.processes import free_ports, wait_until
 from tests.system.runs import body_starts, ended_as, has_returned, invocations_of, start_run
 from tests.system.system import System, http_status
+
+# More than an engine has open at once; what takes longer than this waited for their end.
+SWALLOWED_RUNS = 300
+BESIDE_SECONDS_MAX = 10.0
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
@@ -60,6 +66,35 @@ def test_a_run_that_kills_its_app_each_time_fails_with_the_cause_and_others_go_o
     assert len(body_starts(system, run_id, "drink")) == 3
     beside = [run for run in evidence.runs.values() if run["external_id"].startswith("beside-poison")]
     assert beside and all(run["status"] == "completed" for run in beside)
+
+
+def test_an_app_that_swallows_all_calls_does_not_hold_up_another(system: System) -> None:
+    """More calls than the engine has open at once go to an app that answers nothing; the other app's runs must not wait for them."""
+    [port] = free_ports(1)
+    other = system.start_app("tests.system.raw_app:asgi", name="mail", port=port, RAW_APP="mail")
+    with open_proxy(port) as proxy:
+        system.more_app_urls = (f"http://127.0.0.1:{proxy.port}/",)
+        system.engine().kill9()
+        system.start_engine()
+        try:
+            wait_until("the engine knows both apps", lambda: system.count("SELECT count(*) FROM app") == 2)
+            mail = LoggedClient(Workspace("mail", "dev"), system.engine_url(), system.read_signing_key, system.client_log)
+            proxy.fault = "black_hole"
+            swallowed = {"reply": "html", "times": 0}
+            mail.send_many_sync([{"name": "raw.wanted", "data": swallowed, "id": f"swallowed-{n}"} for n in range(SWALLOWED_RUNS)])
+            wait_until("no more calls are begun", lambda: _is_steady(proxy))
+            print("DBG", proxy.connections, system.query("SELECT state, count(*) FROM live_run GROUP BY 1"), time.time())
+            run_ids = [start_run(system, "three.wanted", {"n": n}, f"beside-{n}") for n in range(5)]
+            for run_id in run_ids:
+                wait_until("a run of the other app has ended", lambda run_id=run_id: ended_as(system, run_id), BESIDE_SECONDS_MAX)  # type: ignore[misc]
+        finally:
+            print("DBG2", time.time(), system.query("SELECT state, count(*) FROM live_run GROUP BY 1"), system.query("SELECT * FROM lane_hold"))
+            proxy.fault = "none"
+            proxy.drop_connections()
+            wait_until("no call is swallowed any more", system.all_ended, 60)
+            system.more_app_urls = ()
+            other.kill9()
+    assert_sound(system)
 
 
 def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is_stale(proxied_system: System) -> None:
@@ -112,3 +147,10 @@ def test_broken_networks_between_engine_and_app_lose_and_repeat_nothing(proxied_
                     proxy.drop_connections()
     assert_sound(system)
 
+
+
+def _is_steady(proxy: FaultProxy) -> bool:
+    """Whether many calls are swallowed and for a second no other came."""
+    before = proxy.connections
+    time.sleep(1)
+    return proxy.connections == before >= 64

@@ -100,7 +100,9 @@ def step_of(run: Any, step_id: str) -> Any:
 
 def starts(system: System, run_id: str, step_id: str | None = None) -> list[Line]:
     """When bodies of the run started, of one step or of all."""
-    return [line for line in system.witness() if line.what == "start" and line.run_id == run_id and step_id in (None, line.step_id)]
+    return [
+        line for line in system.witness() if line.what == "start" and line.run_id == run_id and step_id in (None, line.step_id)
+    ]
 
 
 def spans(system: System, run_ids: Sequence[str], step_id: str) -> list[tuple[float, float, str]]:

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def _one_system() -> Iterator[System]:
-    with open_system(app=SCENARIO_APP, lease_seconds=5) as opened:
+    with open_system(app=SCENARIO_APP, lease_seconds=4) as opened:
         yield opened
 
 

@@ -38,7 +38,9 @@ def ask(port: int, method: str, path: str, body: bytes = b"", headers: Mapping[s
         connection.close()
 
 
-def signed(key: str, body: bytes, *, workspace: str = "shop/dev", at: float | None = None, **changed: str | None) -> dict[str, str]:
+def signed(
+    key: str, body: bytes, *, workspace: str = "shop/dev", at: float | None = None, **changed: str | None
+) -> dict[str, str]:
     """The headers of a signed request; `changed` replaces some (with _ for -), None leaves one out."""
     message_id, sent_at = f"msg_{secrets.token_hex(12)}", int(time.time() if at is None else at)
     headers: dict[str, str | None] = {

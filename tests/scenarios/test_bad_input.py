@@ -19,7 +19,19 @@ from tests.system.system import System
 
 MIB = 1 << 20
 WORKSPACE = '"workspace":{"app":"shop","env":"dev"}'
-TABLES = ("workspace", "signing_key", "event_key", "app", "function", "event", "event_dedup", "run", "step", "wait", "audit_entry")
+TABLES = (
+    "workspace",
+    "signing_key",
+    "event_key",
+    "app",
+    "function",
+    "event",
+    "event_dedup",
+    "run",
+    "step",
+    "wait",
+    "audit_entry",
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +170,9 @@ def test_one_bad_event_in_a_hundred_refuses_all_and_is_named(port: int, key: str
         ("/v1/sync", "PUT", {"type": "sync", "url": "file:///etc/passwd", "manifest": {"functions": []}}),
     ],
 )  # fmt: skip
-def test_messages_of_other_routes_are_checked_as_well(port: int, key: str, path: str, method: str, message: dict[str, object]) -> None:
+def test_messages_of_other_routes_are_checked_as_well(
+    port: int, key: str, path: str, method: str, message: dict[str, object]
+) -> None:
     body = json.dumps({**message, "workspace": {"app": "shop", "env": "dev"}}).encode()
     _require_refusal(_post(port, key, path, body, method), 400)
 
@@ -245,8 +259,12 @@ def test_an_event_key_sends_and_does_nothing_else(port: int, key: str, token: st
     made = system.durable("key", "create", "--app", "shop", "--env", "dev", "--event", "--label", "bad input")
     try:
         bearer = {**CONTENT, "authorization": f"Bearer {made['key']}"}
-        assert ask(port, "POST", "/v1/events", _events('{"name":"nobody.listens","data":1,"id":"event-key"}'), bearer).status == 200
-        _require_refusal(ask(port, "POST", "/v1/events", _events(GOOD).replace(b'"dev"', b'"prod"'), bearer), 401, "wrong_workspace")
+        assert (
+            ask(port, "POST", "/v1/events", _events('{"name":"nobody.listens","data":1,"id":"event-key"}'), bearer).status == 200
+        )
+        _require_refusal(
+            ask(port, "POST", "/v1/events", _events(GOOD).replace(b'"dev"', b'"prod"'), bearer), 401, "wrong_workspace"
+        )
         start = f'{{"type":"start",{WORKSPACE},"function":"doubling","input":{{"n":1}}}}'.encode()
         _require_refusal(ask(port, "POST", "/v1/start", start, bearer), 401)
         _require_refusal(ask(port, "POST", "/v1/checkpoint", b"{}", bearer), 401)
@@ -321,7 +339,13 @@ def test_people_who_ask_for_what_is_not_there_or_wrongly_are_told_so(port: int, 
 def test_an_unknown_path_and_an_unknown_method_are_refused_in_json(port: int, key: str) -> None:
     for path in ("/", "/v1", "/v2/events", "/v1/events/", "/v1/%2e%2e/etc/passwd", "/v1/" + "a" * 4_000, "/%ff%fe"):
         _require_refusal(ask(port, "POST", path, b"{}", CONTENT), 404, "not_found")
-    for method, path in (("GET", "/v1/events"), ("DELETE", "/v1/events"), ("POST", "/v1/sync"), ("BREW", "/v1/events"), ("PUT", "/readyz")):
+    for method, path in (
+        ("GET", "/v1/events"),
+        ("DELETE", "/v1/events"),
+        ("POST", "/v1/sync"),
+        ("BREW", "/v1/events"),
+        ("PUT", "/readyz"),
+    ):
         answer = ask(port, method, path, b"", CONTENT)
         _require_refusal(answer, 405, "method_not_allowed")
         assert answer.headers["allow"]

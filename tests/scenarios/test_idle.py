@@ -38,7 +38,9 @@ def test_a_thousand_sleeping_runs_cost_no_time() -> None:
         used, took = _cpu_seconds(pids) - used_before, time.monotonic() - began_at
         per_ten_seconds = used / took * MEASURED_SECONDS
         engine_only = _cpu_seconds({system.engine().pid}) - engine_before
-        print(f"idle: {per_ten_seconds:.3f} CPU seconds in 10 s with {RUNS} sleeping runs, {engine_only:.3f} of them the engine's own")
+        print(
+            f"idle: {per_ten_seconds:.3f} CPU seconds in 10 s with {RUNS} sleeping runs, {engine_only:.3f} of them the engine's own"
+        )
         assert _sleeping(system) == RUNS
         assert per_ten_seconds <= CPU_SECONDS_MAX, f"{per_ten_seconds:.3f} CPU seconds in 10 s; {CPU_SECONDS_MAX} are allowed"
 

@@ -28,7 +28,9 @@ def test_ten_runs_of_one_key_run_two_at_a_time_in_the_order_of_queueing(system: 
     assert [output(system, run_id) for run_id in others] == list(range(3))
     bodies = spans(system, run_ids, "work")
     assert len(bodies) == 10 and most_at_once(bodies) == 2
-    leases = system.query("SELECT run_id::text, leased_at, ended_at FROM invocation WHERE run_id = ANY($1::text[]::uuid[])", run_ids)
+    leases = system.query(
+        "SELECT run_id::text, leased_at, ended_at FROM invocation WHERE run_id = ANY($1::text[]::uuid[])", run_ids
+    )
     assert most_at_once([(row["leased_at"].timestamp(), row["ended_at"].timestamp(), row["run_id"]) for row in leases]) == 2
     by_lease = [row["run_id"] for row in sorted(leases, key=lambda row: row["leased_at"])]
     assert by_lease == run_ids

@@ -10,14 +10,15 @@ from typing import Any
 
 import trio
 import trio.testing
-from durable.executor import run_invocation
+from msgspec import Raw
+
 from durable.function import Function, define_function
 from durable.json_text import decode, encode_result
+from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.testing_engine import EngineRun
 from durable.triggers import Event
 from durable.wire import Backoff, CheckpointEntry, Ended, EntryAnswer, Op, WireEvent
-from msgspec import Raw
 
 LOOPS = ("asyncio", "trio")
 RUN_ID = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"

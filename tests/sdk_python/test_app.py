@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import durable
 import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+import durable
 from durable import errors, replay_log
 from durable.deployment import read_deployment
 from durable.keys import read_settings
 from durable.outgoing import events_message, start_message, sync_message
 from durable.wire import Workspace, decode_line, encode
-from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
-
 from protocol import messages
 from protocol.signing import new_key
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import durable
 import pytest
+
+import durable
 from durable import http_asgi
 from durable.replay_memory import ReplayMemory
-
 from protocol import messages, signing
 from tests.sdk_python.asgi_calls import body_of, call, headers_of, status_of
 from tests.sdk_python.fake_engine import KEY_TEXT, FakeEngine

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import durable
 import httpx
 import pytest
 
+import durable
 from protocol import signing
 from tests.sdk_python.app_servers import ASGI_SERVERS, uvicorn_server
 from tests.sdk_python.fake_engine import FakeEngine, environment_of

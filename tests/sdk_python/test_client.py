@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import durable
 import pytest
-from durable import client as client_module
 
+import durable
+from durable import client as client_module
 from protocol import signing
 from tests.sdk_python.app_servers import until, uvicorn_server
 from tests.sdk_python.fake_engine import FakeEngine, environment_of

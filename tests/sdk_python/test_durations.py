@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from durable.durations import DurationRefused, parse_duration
 from durable.errors import RetryAfterError
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import trio
-from durable import executor, memo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from durable import memo
 from durable.current_step import CurrentStep, current_step
 from durable.replay_log import is_replaying
 from durable.wire import CheckpointEntry, EntryAnswer, StepOp
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,
@@ -147,7 +148,7 @@ def test_a_body_starts_only_after_all_that_was_asked_for_is_delivered(loop: str)
             await side_by_side(lambda: branch("a"), lambda: branch("b"))
 
         for name in ("a", "b"):
-            wire.engine._commit(name, "step", data=executor.Raw(b"null"))
+            wire.engine._commit(name, "step", data=Raw(b"null"))
         output(await invoke(function_of(handler), wire))
         assert {*order[:2]} == {"got a", "got b"}
         assert {*order[2:]} == {"ran a-then", "ran b-then"}
@@ -256,7 +257,7 @@ def test_nested_groups_replay_in_the_turns_of_the_first_time(loop: str) -> None:
     async def main() -> None:
         wire = Wire(new_engine())
         for position, step_id in enumerate(["inner", "after-left", "other"], 1):
-            wire.engine._commit(step_id, "step", data=executor.Raw(b"null"))
+            wire.engine._commit(step_id, "step", data=Raw(b"null"))
             assert wire.engine.position == position
         output(await invoke(function_of(handler), wire))
         assert order == ["left", "right"]
@@ -284,7 +285,7 @@ def test_gathers_of_gathers_without_tasks_between_are_waited_for() -> None:
     async def main() -> None:
         wire = Wire(new_engine())
         for step_id in ("inner", "other"):
-            wire.engine._commit(step_id, "step", data=executor.Raw(b"null"))
+            wire.engine._commit(step_id, "step", data=Raw(b"null"))
         output(await invoke(function_of(handler), wire))
         assert order == ["left", "right"]
 

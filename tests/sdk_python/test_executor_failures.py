@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+
 from durable.errors import EngineUnreachable, NonRetriableError, RetryAfterError, StepError
 from durable.step import Step
 from durable.wire import (
@@ -16,7 +17,6 @@ from durable.wire import (
     StepOp,
     WireRefusal,
 )
-
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Raw,

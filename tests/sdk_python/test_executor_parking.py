@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec import Raw
+
 from durable import executor
 from durable.errors import StepError
 from durable.wire import AbandonOp, Ended
-from msgspec import Raw
-
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,

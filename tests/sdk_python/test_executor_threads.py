@@ -8,12 +8,12 @@ from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
+from msgspec import Raw
+
 from durable.current_step import current_step
 from durable.errors import StepError
 from durable.thread_runtime import WorkerThreads
 from durable.wire import CheckpointEntry, EntryAnswer
-from msgspec import Raw
-
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,

@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from msgspec import Raw
+
 from durable import memo
 from durable.current_step import current_step
 from durable.errors import AmbiguousStepId, NonRetriableError, StepUsageError
-from durable.executor import run_invocation
 from durable.memo import StepIds
+from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.step_id import check_step_id
 from durable.wire import CheckpointEntry, Ended, EntryAnswer, Invocation, MemoEntry, OpenWait, Retry, WireEvent, encode
-from msgspec import Raw
-
 from tests.sdk_python.invocation_bench import LOOPS, RUN_ID, forever, function_of, is_trio, on_loop, until_blocked
 
 VECTORS = Path(__file__).parents[2] / "protocol" / "vectors"

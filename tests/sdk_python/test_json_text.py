@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from durable.json_text import TypeRefused, ValueRefused, decode, encode_result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from durable.json_text import TypeRefused, ValueRefused, decode, encode_result
 from protocol import strict_json
 
 VECTORS = json.loads((Path(__file__).parents[2] / "protocol" / "vectors" / "json.json").read_text("utf-8"))

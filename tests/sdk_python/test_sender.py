@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec import Raw
+
 from durable import sender as sender_module
 from durable.errors import EngineUnreachable, Refused
 from durable.sender import CheckpointSender
 from durable.wire import CheckpointEntry, CompleteOp, EntryAnswer, Workspace
-from msgspec import Raw
-
 from tests.sdk_python.invocation_bench import LOOPS, is_trio, on_loop, pause, side_by_side, until
 
 WORKSPACE = Workspace("shop", "dev")

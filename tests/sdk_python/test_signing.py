@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from durable.signing import Key, KeyRefused, SignatureRefused, new_message_id, reply_id, sign, sign_line, verify, verify_line
 from standardwebhooks import Webhook
 
+from durable.signing import Key, KeyRefused, SignatureRefused, new_message_id, reply_id, sign, sign_line, verify, verify_line
 from protocol import signing as engine_signing
 
 VECTORS = Path(__file__).parents[2] / "protocol" / "vectors"

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+
 from durable.errors import StepUsageError
 from durable.wire import EventIn, SendEventsOp, SleepOp, WaitForEventOp
-
 from tests.sdk_python.invocation_bench import LOOPS, Wire, error_of, function_of, invoke, new_engine, on_loop, output
 
 MISUSES: dict[str, tuple[Any, str]] = {

@@ -6,17 +6,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import durable.testing
 import msgspec
 import pytest
+from msgspec import Raw
+
+import durable.testing
 from durable import testing
 from durable.errors import NonRetriableError, RetryAfterError, StepUsageError
 from durable.function import Function, define_function
 from durable.testing_engine import EngineRetry, EngineRun, EngineWait
 from durable.triggers import Event
 from durable.wire import Backoff, Op, WireEvent
-from msgspec import Raw
-
 from tests.sdk_python.invocation_bench import LOOPS, on_loop, side_by_side
 
 START = datetime(2026, 1, 31, 9, tzinfo=UTC)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import durable
 import httpx
 import pytest
-from durable import http_wsgi
 
+import durable
+from durable import http_wsgi
 from protocol import signing
 from tests.sdk_python.app_servers import wsgi_server
 from tests.sdk_python.fake_engine import FakeEngine, environment_of

@@ -47,8 +47,16 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
         [invocation] = call.invocations
         await answer_invocation(send, request_id, invocation)
     else:
-        wrong = manifest_reply_file().read_text() if manifest_reply_file().exists() else ""
-        await (answer_wrongly(send, request_id, None, wrong) if wrong else answer_signed(send, request_id, encode(MANIFEST)))
+        await answer_manifest(send, request_id)
+
+
+async def answer_manifest(send: Any, request_id: str) -> None:
+    told = beside_witness("manifest_reply")
+    if not told.exists():
+        return await answer_signed(send, request_id, encode(MANIFEST))
+    with open(beside_witness("manifest_asked"), "a") as asked:
+        asked.write("asked\n")
+    await answer_wrongly(send, request_id, None, told.read_text())
 
 
 async def answer_invocation(send: Any, request_id: str, invocation: Invocation) -> None:
@@ -156,12 +164,12 @@ def own_key() -> signing.Key:
     return signing.Key.parse((Path(os.environ["DURABLE_HOME"]) / "dev.key").read_text().strip())
 
 
-def manifest_reply_file() -> Path:
-    return Path(os.environ[witness_log.FILE_VARIABLE]).with_name("manifest_reply")
+def beside_witness(name: str) -> Path:
+    return Path(os.environ[witness_log.FILE_VARIABLE]).with_name(name)
 
 
 MANIFEST = Manifest(
-    Workspace("shop", "dev"),
+    Workspace(os.environ.get("RAW_APP", "shop"), "dev"),
     [1],
     [FunctionConfig("raw", [Trigger("raw.wanted")], retries=3, backoff=Backoff(0.2, 1, 1, jitter=False))],
     capabilities=Capabilities(checkpoint=True),

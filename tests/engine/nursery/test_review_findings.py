@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 from msgspec import Raw
 
 from engine.core.outcome import Reported
@@ -79,7 +80,7 @@ async def test_a_drained_dispatcher_claims_nothing_more_although_much_is_due(dat
             engine.inflight.__class__ = OneAtATime
             intake.start_soon(serve_dispatcher, engine, invocations)
             while not len(engine.inflight):
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             intake.cancel_scope.cancel()
         assert len(engine.inflight) <= 2
         invocations.cancel_scope.cancel()
@@ -179,7 +180,9 @@ async def test_an_outcome_waits_while_the_writer_has_too_many_rows(database: Dat
     assert await world.state(handover.lease.run_id) == "completed"
 
 
-async def test_a_manifest_that_is_too_large_or_never_ends_is_a_sentence(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_manifest_that_is_too_large_or_never_ends_is_a_sentence(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("engine.transport.app_client.BODY_BYTES_MAX", 1_000)
     monkeypatch.setattr("engine.transport.app_client.MANIFEST_SECONDS_MAX", 1.0)
     world = await make_world(database)

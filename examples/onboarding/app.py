@@ -11,7 +11,6 @@ from email.message import EmailMessage
 from typing import Any
 
 import durable
-
 from examples.onboarding.users import find_user
 
 # The function says what happens; how long it takes is configuration, so that a demo takes seconds and production days.

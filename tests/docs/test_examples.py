@@ -4,6 +4,7 @@ requests against a real engine with the pages' own apps.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -44,6 +45,20 @@ def stand() -> Iterator[Stand]:
 def test_every_example_has_a_language_that_says_how_it_is_tested() -> None:
     for block in BLOCKS:
         assert block.language in LANGUAGES, f"{block.place}: ```{block.language}"
+
+
+def test_the_readme_shows_the_function_that_make_demo_runs() -> None:
+    example = (ROOT / "examples" / "onboarding" / "app.py").read_text()
+    for name, shown in (("COOLDOWN", '"2d"'), ("APPROVAL_TIMEOUT", '"7d"')):
+        assert f'{name} = os.environ.get("ONBOARDING_{name}", {shown})' in example
+        example = re.sub(rf"(?<=[ =]){name}(?=\))", shown, example)
+    readme = next(block.text for block in BLOCKS if block.page.name == "README.md" and "def onboarding" in block.text)
+    assert _function(example, "onboarding") == _function(readme, "onboarding")
+
+
+def _function(source: str, name: str) -> str:
+    found = next(node for node in ast.parse(source).body if isinstance(node, ast.AsyncFunctionDef) and node.name == name)
+    return ast.dump(found)
 
 
 # Python -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import secrets
@@ -57,10 +58,9 @@ def signed(
 def speak(port: int, sent: bytes, seconds: float = 10.0) -> bytes:
     """Send bytes, and what comes back until the other side ends the connection (or `seconds` have passed: an AssertionError)."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-        try:
+        # It may have ended the connection already; what it said before can still be read.
+        with contextlib.suppress(OSError):
             connection.sendall(sent)
-        except OSError:
-            pass  # it has ended the connection already; what it said before can still be read
         got = bytearray()
         try:
             while part := connection.recv(65_536):

@@ -110,7 +110,7 @@ BAD_JSON = {
     "a null character": (_events('{"name":"bad.input","data":"a\\u0000b"}'), "null_character"),
     "a null character in a key": (_events('{"name":"bad.input","data":{"\\u0000":1}}'), "null_character"),
     # With a second event that is no object: the first, as deep as is allowed, is not what is refused.
-    "a good one at the limit of depth beside a bad one": (_events('{"name":"bad.input","data":' + "[" * 100 + "]" * 100 + "}", "7"), "bad_field"),
+    "a good one as deep as may be beside a bad one": (_events('{"name":"b","data":' + "[" * 100 + "]" * 100 + "}", "7"), "bad_field"),
     "a payload too deep": (_events('{"name":"bad.input","data":' + "[" * 101 + "]" * 101 + "}"), "too_deep"),
     "a hundred thousand deep": (_events('{"name":"bad.input","data":' + "[" * 100_000 + "]" * 100_000 + "}"), "too_deep"),
     "never closed": (b"[" * 1_000_000, None),
@@ -250,7 +250,8 @@ def test_a_good_message_on_the_route_of_another_type_is_refused(port: int, key: 
 def test_a_repeated_credential_header_counts_as_none(port: int, key: str) -> None:
     body = _events(GOOD)
     head = "".join(f"{name}: {value}\r\n" for name, value in signed(key, body).items())
-    request = f"POST /v1/events HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n{head}durable-workspace: shop/dev\r\n\r\n"
+    head += f"connection: close\r\ncontent-length: {len(body)}\r\ndurable-workspace: shop/dev\r\n"
+    request = f"POST /v1/events HTTP/1.1\r\nhost: x\r\n{head}\r\n"
     answer = speak(port, request.encode() + body)
     assert answer.startswith(b"HTTP/1.1 401") and b'"bad_signature"' in answer, answer[:300]
 

@@ -70,7 +70,8 @@ def test_without_approval_the_wait_ends_with_null_at_its_timeout_and_not_before(
     approve = step_of(ended(system, run_id), "approve")
     assert approve["data"] is None and approve["status"] == "completed"
     [waited] = system.query(
-        "SELECT extract(epoch FROM committed_at - planned_at)::float8 AS seconds FROM step WHERE run_id = $1::text::uuid AND step_id = 'approve'",
+        "SELECT extract(epoch FROM committed_at - planned_at)::float8 AS seconds FROM step"
+        " WHERE run_id = $1::text::uuid AND step_id = 'approve'",
         run_id,
     )
     assert waited["seconds"] >= 1.2

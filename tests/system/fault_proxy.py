@@ -101,6 +101,9 @@ class FaultProxy:
                     return
                 continue
             await sink.send_all(chunk)
+        while self.fault == "black_hole":
+            # What is swallowed includes the end.
+            await trio.sleep(0.05)
         if not is_reply:
             # The client has said all; its answer is still to come.
             await sink.send_eof()

@@ -70,5 +70,12 @@ def test_the_services_stand_where_they_stop(system: System) -> None:
     intake, support = task_names(system, "intake"), task_names(system, "support")
     for service in ("serve_dispatcher", "serve_timers", "serve_reaper", "serve_promotions", "serve_backfill", "serve_pruner"):
         assert any(name.endswith(service) for name in intake), service
-    for service in ("serve_heartbeat", "serve_listener", "serve_notifier", "serve_signals", "writer of events", "writer of reports"):
+    for service in (
+        "serve_heartbeat",
+        "serve_listener",
+        "serve_notifier",
+        "serve_signals",
+        "writer of events",
+        "writer of reports",
+    ):
         assert any(name.endswith(service) for name in support), service

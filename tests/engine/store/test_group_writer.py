@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from engine.store.group_writer import REQUEUE, ROWS_PER_GROUP_MAX, GroupWriter, Requeue, WriterOverloaded
 from engine.store.database import CommitUnknown, DatabaseUnavailable
+from engine.store.group_writer import REQUEUE, ROWS_PER_GROUP_MAX, GroupWriter, Requeue, WriterOverloaded
 
 Flush = Callable[[Sequence[int], bool], Awaitable[Sequence[str | Requeue]]]
 

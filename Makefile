@@ -3,7 +3,7 @@
 VENV_PYTHON := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench pins clean
+.PHONY: help setup demo test check format faults bench pins clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
@@ -23,6 +23,9 @@ check: setup ## format, lint, types and layers, in seconds
 format: setup ## format the code and mend what the linter can mend
 	@$(VENV_PYTHON) -m ruff check --quiet --fix --exit-zero .
 	@$(VENV_PYTHON) -m ruff format .
+
+faults: setup ## kill everything at random under load, then check every promise (SECONDS=60 SEED=random)
+	@$(VENV_PYTHON) -m tests.faults.long_run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## measure (ONLY=name: one benchmark; JSON=path: write the numbers there)
 	@$(VENV_PYTHON) -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))

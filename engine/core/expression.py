@@ -43,8 +43,12 @@ def key_text(source: str | None, event: Mapping[str, Any]) -> str:
     """The key of `event` as JSON text, so that the number 1 and the text "1" are two keys. No source: one key for all."""
     if source is None:
         return "null"
-    text = msgspec.json.encode(_value(source, event), enc_hook=str, order="deterministic").decode()
-    return text
+    value = _value(source, event)
+    try:
+        return msgspec.json.encode(value, enc_hook=str, order="deterministic").decode()
+    except (TypeError, ValueError):
+        # A map with keys that are no texts: JSON has none, and its own words are a key as good as any.
+        return msgspec.json.encode(repr(value)).decode()
 
 
 def _value(source: str, event: Mapping[str, Any]) -> Any:

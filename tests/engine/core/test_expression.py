@@ -21,6 +21,8 @@ EVENT = {"id": "1", "name": "user.created", "data": {"tenantId": "a", "n": 3, "o
         ("tenantId + '/' + order.id", '"a/x"'),
         ("string(n) + absent", "null"),
         ("1 / 0", "null"),
+        ("{true: 1}", '"{True: 1}"'),
+        ("{'b': 1, 'a': 2}", '{"a":2,"b":1}'),
     ],
 )
 def test_keys(source: str, key: str) -> None:

@@ -16,8 +16,12 @@ from typing import Literal
 
 import trio
 
+from tests.system.processes import free_ports
+
 Fault = Literal["none", "refuse", "reset", "black_hole", "delay", "truncate"]
 CHUNK_BYTES = 64 * 1024
+# How soon a change of the fault is noticed.
+LOOK_SECONDS = 0.02
 
 
 @dataclass
@@ -25,12 +29,11 @@ class FaultProxy:
     """Listens on `port` and connects to `target`. `delay_seconds` is for "delay"; "truncate" ends a reply after `truncate_bytes`."""
 
     target: int
-    port: int = 0
+    port: int
     fault: Fault = "none"
     delay_seconds: float = 0.2
     truncate_bytes: int = 40
     connections: int = 0
-    _listener: socket.socket = field(default_factory=socket.socket)
     _token: trio.lowlevel.TrioToken | None = None
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _streams: set[trio.SocketStream] = field(default_factory=set)
@@ -49,20 +52,25 @@ class FaultProxy:
         done.wait(5)
 
     async def serve(self, is_up: threading.Event) -> None:
+        """Listen until cancelled. While connections are to be refused there is no listener."""
         with self._scope:
             self._token = trio.lowlevel.current_trio_token()
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
-            is_up.set()
             async with trio.open_nursery() as nursery:
                 while True:
-                    nursery.start_soon(self._serve_connection, await listener.accept())
+                    listener = trio.SocketListener(trio.socket.from_stdlib_socket(_listen(self.port)))
+                    is_up.set()
+                    async with listener:
+                        while self.fault != "refuse":
+                            with trio.move_on_after(LOOK_SECONDS):
+                                nursery.start_soon(self._serve_connection, await listener.accept())
+                    while self.fault == "refuse":
+                        await trio.sleep(LOOK_SECONDS)
 
     async def _serve_connection(self, client: trio.SocketStream) -> None:
         self.connections += 1
         self._streams.add(client)
         try:
-            # A listener can not refuse for a moment; a reset at once is as near as it comes.
-            if self.fault in ("refuse", "reset"):
+            if self.fault == "reset":
                 _reset(client)
                 return
             try:
@@ -113,10 +121,8 @@ class FaultProxy:
 @contextmanager
 def open_proxy(target: int) -> Iterator[FaultProxy]:
     """A proxy in front of the port `target`, while the block lasts."""
-    proxy = FaultProxy(target)
-    proxy._listener.bind(("127.0.0.1", 0))
-    proxy._listener.listen(256)
-    proxy.port = proxy._listener.getsockname()[1]
+    [port] = free_ports(1)
+    proxy = FaultProxy(target, port)
     is_up = threading.Event()
     thread = threading.Thread(target=trio.run, args=(proxy.serve, is_up), name=f"proxy to {target}")
     thread.start()
@@ -127,6 +133,14 @@ def open_proxy(target: int) -> Iterator[FaultProxy]:
         assert proxy._token is not None
         proxy._token.run_sync_soon(proxy._scope.cancel)
         thread.join()
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(512)
+    return listener
 
 
 def _reset(stream: trio.SocketStream) -> None:

@@ -18,7 +18,7 @@ app = durable.App("shop")
 QUICKLY = durable.Backoff(initial_seconds=0.2, factor=1.5, max_seconds=1, jitter=True)
 
 
-@app.function(trigger=durable.Event("three.wanted"), backoff=QUICKLY, retries=8)
+@app.function(trigger=durable.Event("three.wanted"), backoff=QUICKLY, retries=40)
 async def three(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """Three steps in a row; the output is what came in."""
     a = await step.run("a", work, "three", event.data)
@@ -26,14 +26,14 @@ async def three(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     return await step.run("c", work, "three", b)
 
 
-@app.function(trigger=durable.Event("plain.wanted"), backoff=QUICKLY, retries=8)
+@app.function(trigger=durable.Event("plain.wanted"), backoff=QUICKLY, retries=40)
 def plain(event: durable.ReceivedEvent, step: durable.SyncStep) -> Any:
     """Plain code, in a thread."""
     a = step.run("a", work_in_thread, "plain", event.data)
     return step.run("b", work_in_thread, "plain", a)
 
 
-@app.function(trigger=durable.Event("limited.wanted"), backoff=QUICKLY, retries=8, concurrency=durable.Concurrency(limit=2, key="tenant"))
+@app.function(trigger=durable.Event("limited.wanted"), backoff=QUICKLY, retries=40, concurrency=durable.Concurrency(limit=2, key="tenant"))
 async def limited(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """At most two at once for each tenant; nothing is held while it sleeps."""
     a = await step.run("a", work, "limited", event.data, event.data["tenant"])
@@ -41,7 +41,7 @@ async def limited(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     return await step.run("b", work, "limited", a, event.data["tenant"])
 
 
-@app.function(trigger=durable.Event("nap.wanted"), backoff=QUICKLY, retries=8)
+@app.function(trigger=durable.Event("nap.wanted"), backoff=QUICKLY, retries=40)
 async def napping(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """Two sleeps; the seconds stand in the ids, where the checker finds them."""
     await step.run("a", work, "napping", event.data)
@@ -51,7 +51,7 @@ async def napping(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     return await step.run("c", work, "napping", event.data)
 
 
-@app.function(trigger=durable.Event("approval.wanted"), backoff=QUICKLY, retries=8)
+@app.function(trigger=durable.Event("approval.wanted"), backoff=QUICKLY, retries=40)
 async def approving(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """A body and a wait side by side, so that the wait can end while the body runs; then one more body."""
     approved: list[Any] = []
@@ -67,14 +67,14 @@ async def approving(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     return {"approved": None if approved[0] is None else approved[0].data}
 
 
-@app.function(trigger=durable.Event("chain.wanted"), backoff=QUICKLY, retries=8)
+@app.function(trigger=durable.Event("chain.wanted"), backoff=QUICKLY, retries=40)
 async def chaining(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """Sends an event from a step: that one starts exactly one `three`."""
     await step.run("a", work, "chaining", event.data)
     return await step.send_event("next", {"name": "three.wanted", "data": {"n": event.data["n"], "from": "chain"}})
 
 
-@app.function(trigger=durable.Event("flaky.wanted"), backoff=QUICKLY, retries=8)
+@app.function(trigger=durable.Event("flaky.wanted"), backoff=QUICKLY, retries=40)
 async def flaky(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """Its step fails at its first two attempts."""
     return await step.run("a", fail_twice, event.data, retries=5, backoff=QUICKLY)

@@ -30,7 +30,7 @@ from engine.nursery.inflight import InflightRuns
 from engine.nursery.task_tree import task_tree
 from engine.nursery.tree import run_engine
 from engine.store.admin_tokens import has_admin_token, register_dev_token
-from engine.store.database import Database, open_database
+from engine.store.database import Database, DatabaseUnavailable, open_database
 from engine.store.embedded_postgres import open_embedded_postgres, serve_embedded_postgres
 from engine.store.engines import forget_engine, register_engine
 from engine.store.hints import Hints
@@ -85,7 +85,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
 async def open_store(settings: Settings, say: Callable[[str], None]) -> AsyncIterator[Database]:
     """The database that the settings name; the embedded Postgres is watched while it is open."""
     if settings.database_url is not None:
-        async with open_database(settings.database_url) as database:
+        async with _open_named_database(settings.database_url) as database:
             yield database
         return
     async with open_embedded_postgres(settings.data_dir) as embedded, trio.open_nursery() as watch:
@@ -96,6 +96,21 @@ async def open_store(settings: Settings, say: Callable[[str], None]) -> AsyncIte
         async with open_database(embedded.dsn) as database:
             yield database
         watch.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_named_database(url: str) -> AsyncIterator[Database]:
+    is_open = False
+    try:
+        async with open_database(url) as database:
+            is_open = True
+            yield database
+    except* DatabaseUnavailable as errors:
+        if is_open:
+            raise
+        raise StartRefused(
+            f"The Postgres of DATABASE_URL does not answer: {errors.exceptions[0]}. Start it, or correct the URL."
+        ) from None
 
 
 async def _serve(settings: Settings, database: Database, say: Callable[[str], None]) -> None:

@@ -132,7 +132,7 @@ class Authenticator:
 
     async def authorize_change(self, person: Person, workspace: Workspace) -> None:
         """Every change by a person passes here before it is made: in `prod` this is where the second click will be asked for."""
-        log.info("change_by_person", actor=person.actor, workspace=str(workspace))
+        log.debug("change_by_person", actor=person.actor, workspace=str(workspace))
 
     async def _verified(self, keys: WorkspaceKeys, headers: dict[bytes, bytes], body: bytes, address: str) -> WorkspaceKeys:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +28,7 @@ def engine_group() -> None:
 def _engine_options(command: F) -> F:
     for option in (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
-        click.option("--port", default=8288, show_default=True, help="Port to listen on; 0 takes a free one."),
+        click.option("--port", default=8288, show_default=True, type=click.IntRange(0, 65_535), help="Port to listen on; 0 takes a free one."),
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where the embedded Postgres keeps its data."),
         click.option("--lease-seconds", default=30.0, show_default=True, envvar="DURABLE_LEASE_SECONDS",
                      type=click.FloatRange(3, 3600), help="How long a run is an engine's without a sign of life."),
@@ -72,7 +74,7 @@ def start(**options: Any) -> None:
     from engine.main import Settings
 
     limits, rest = _limits(options)
-    networks = [text.strip() for text in os.environ.get("DURABLE_ALLOWED_NETWORKS", "").split(",") if text.strip()]
+    networks = _allowed_networks(os.environ.get("DURABLE_ALLOWED_NETWORKS", ""))
     _run(
         lambda: Settings(
             mode="start",
@@ -82,6 +84,19 @@ def start(**options: Any) -> None:
             **rest,
         )
     )
+
+
+def _allowed_networks(text: str) -> list[str]:
+    """The networks that an operator lists, such as `10.0.0.0/8,192.168.1.7/32`."""
+    networks = [part.strip() for part in text.split(",") if part.strip()]
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise click.UsageError(
+                f"DURABLE_ALLOWED_NETWORKS: {error}. Write networks as 10.0.0.0/8, with commas between."
+            ) from None
+    return networks
 
 
 def _limits(options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -116,6 +131,8 @@ def refusal_sentence(error: BaseException) -> str | None:
     if isinstance(error, BaseExceptionGroup):
         sentences = [refusal_sentence(inner) for inner in error.exceptions]
         return None if None in sentences else "; ".join(dict.fromkeys(filter(None, sentences)))
+    if isinstance(error, socket.gaierror):
+        return f"The --host can not be resolved: {error.strerror}."
     if isinstance(error, OSError) and error.errno in (13, 98, 99):
         return f"{error.strerror or error}. Choose another --host or --port, or end what uses this one."
     return str(error) if isinstance(getattr(error, "code", None), str) else None

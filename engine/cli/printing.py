@@ -47,7 +47,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # The first column names the row: it is what people copy.
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     for row in texts:
         table.add_row(*(Text(value, style=status_style(value)) for value in row))
     print_drawing(table)

@@ -19,7 +19,7 @@ from protocol.manifest import Manifest, Workspace
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS_DOWN = 0.5
-LOOK_SECONDS_UP = 2.0
+LOOK_SECONDS_UP = 3.0
 LOOK_SECONDS_KNOWN = 30.0
 
 Announce = Callable[[str], None]

@@ -14,14 +14,12 @@ from engine.store.pay_promotions import pay_promotions
 
 log = structlog.get_logger(__name__)
 
-# After a hint it is done at once; this is for the debts of engines that died.
-LOOK_SECONDS = 5.0
-
 
 async def serve_promotions(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Hand free slots to waiters where a release could not."""
     task_status.started()
     while True:
+        await engine.hints.promotion_owed.wait()
         try:
             owes = True
             while owes:
@@ -33,14 +31,13 @@ async def serve_promotions(engine: EngineContext, *, task_status: trio.TaskStatu
                     await trio.sleep(0.005)
         except (DatabaseUnavailable, TransactionConflict) as error:
             log.warning("promotions_failed", error=str(error))
-        with trio.move_on_after(LOOK_SECONDS):
-            await engine.hints.promotion_owed.wait()
 
 
 async def serve_backfill(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
     """Key earlier events by the shapes of new waits."""
     task_status.started()
     while True:
+        await engine.hints.backfill_owed.wait()
         try:
             has_more = True
             while has_more:
@@ -50,5 +47,3 @@ async def serve_backfill(engine: EngineContext, *, task_status: trio.TaskStatus[
                     engine.hints.runs_are_due()
         except (DatabaseUnavailable, TransactionConflict) as error:
             log.warning("backfill_failed", error=str(error))
-        with trio.move_on_after(LOOK_SECONDS):
-            await engine.hints.backfill_owed.wait()

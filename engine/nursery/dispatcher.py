@@ -1,7 +1,8 @@
-"""Claims due runs and starts an invocation of each. It waits for hints, and looks by itself: soon while busy, rarely when idle."""
+"""Claims due runs and starts an invocation of each. It waits for hints, and while it was busy a moment ago also looks by itself."""
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 import structlog
@@ -16,7 +17,7 @@ from engine.store.read_invocations import read_invocations
 
 log = structlog.get_logger(__name__)
 
-# What a lost hint can cost: 20 ms after work was found, doubling to a second while there is none.
+# What a lost hint can cost: 20 ms after work was found, then the double; beyond a second the lookout does the looking.
 LOOK_SECONDS_MIN = 0.02
 LOOK_SECONDS_MAX = 1.0
 # Longer than any healthy claim and hand-over; only a stuck database comes near it.
@@ -49,11 +50,11 @@ async def serve_dispatcher(
             look_seconds = LOOK_SECONDS_MIN
             if engine.inflight.free:
                 continue
-        with trio.move_on_after(look_seconds):
+        with trio.move_on_after(look_seconds if look_seconds < LOOK_SECONDS_MAX else math.inf):
             await engine.hints.run_due.wait()
             look_seconds = LOOK_SECONDS_MIN
             continue
-        look_seconds = min(look_seconds * 2, LOOK_SECONDS_MAX)
+        look_seconds *= 2
 
 
 async def claim_and_start(engine: EngineContext, invocations: trio.Nursery, after_lane: int = 0) -> tuple[int, int]:

@@ -13,19 +13,18 @@ from engine.store.reclaim_leases import RECLAIMED_PER_GROUP_MAX, reclaim_leases
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 1.0
-
 
 async def serve_reaper(engine: EngineContext, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-    """Look for ended leases once a second."""
+    """Take ended leases back when the lookout has seen one."""
     task_status.started()
     while True:
+        await engine.hints.lease_ended.wait()
         try:
             while await reclaim(engine):
                 pass
         except (DatabaseUnavailable, TransactionConflict) as error:
+            # The lookout sees them again in a second.
             log.warning("reclaim_failed", error=str(error))
-        await trio.sleep(LOOK_SECONDS)
 
 
 async def reclaim(engine: EngineContext) -> bool:

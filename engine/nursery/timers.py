@@ -6,6 +6,7 @@ which an event has ended finds nothing to do.
 
 from __future__ import annotations
 
+import math
 from typing import NoReturn
 
 import structlog
@@ -51,7 +52,8 @@ async def serve_timers(engine: EngineContext, *, task_status: trio.TaskStatus[No
                     alarms[key] = trio.Event()
                     name = f"alarm {deadline.what} {deadline.run_id} {deadline.step_id}"
                     nursery.start_soon(_alarm, engine, alarms, key, deadline, name=name)
-            with trio.move_on_after(LOOK_SECONDS):
+            # The lookout says when a timer comes near; while some are, the alarms are compared with their rows now and then.
+            with trio.move_on_after(LOOK_SECONDS if alarms else math.inf):
                 await engine.hints.timer_near.wait()
 
 

@@ -2,7 +2,7 @@
 
 support: signals, writers, heartbeat, neighbours — last, so that leases live and reports are written while runs finish;
 inflight: the HTTP server and the invocations — finish, until the drain's deadline;
-intake: dispatcher, timers, reaper, debts, pruner, app watch — first, at once.
+intake: dispatcher, lookout, timers, reaper, debts, pruner, app watch — first, at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from engine.nursery.debts import serve_backfill, serve_promotions
 from engine.nursery.dispatcher import serve_dispatcher
 from engine.nursery.heartbeat import serve_heartbeat
 from engine.nursery.http_server import ASGIApp, serve_http
+from engine.nursery.lookout import serve_lookout
 from engine.nursery.neighbours import serve_listener, serve_notifier
 from engine.nursery.pruner import serve_pruner
 from engine.nursery.reaper import serve_reaper
@@ -59,6 +60,7 @@ async def run_engine(
             async with trio.open_nursery() as intake:
                 name_nursery(intake, "intake")
                 await intake.start(serve_dispatcher, engine, inflight)
+                await intake.start(serve_lookout, engine)
                 await intake.start(serve_timers, engine)
                 await intake.start(serve_reaper, engine)
                 await intake.start(serve_promotions, engine)

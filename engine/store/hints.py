@@ -1,6 +1,6 @@
 """Wake-up hints: "a run may be due", "a timer came nearer", "this run has ended". A hint may be lost or wrong; rows are the truth.
 
-Whoever waits for one also looks by itself after a while, so a lost hint costs time and nothing else.
+A lookout gives them anew once a second where there is something to do, so a lost hint costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Hints:
         self.run_due = Hint()
         self.timer_near = Hint()
         self.timer_rang = Hint()
+        self.lease_ended = Hint()
         self.promotion_owed = Hint()
         self.backfill_owed = Hint()
         self.tell_others: Callable[[str], None] = lambda name: None

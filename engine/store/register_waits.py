@@ -147,7 +147,9 @@ async def look_back(conn: Connection, prepared: Sequence[PreparedWait]) -> list[
         shape_ids=[wait.shape_id for wait in asking],
         match_hashes=[wait.wanted.match_hash for wait in asking],
         # Without a condition the first is taken, unless waits of the same run take it before.
-        limits=[CANDIDATES_MAX + 1 if wait.wanted.condition else place for wait, place in zip(asking, _places(asking), strict=True)],
+        limits=[
+            CANDIDATES_MAX + 1 if wait.wanted.condition else place for wait, place in zip(asking, _places(asking), strict=True)
+        ],
     )
     candidates: dict[int, list[Any]] = {}
     for row in rows:

@@ -71,7 +71,7 @@ def _read_keys(env: str, environ: Mapping[str, str]) -> tuple[Key, ...]:
     if env != "dev":
         raise ConfigurationError(
             f"DURABLE_SIGNING_KEY is not set. Set it to the signing key of this app in the environment {env!r} (whsec_…), which "
-            "the engine's `durable keys` shows."
+            "`durable key create` has made."
         )
     path = Path(environ.get("DURABLE_HOME", "") or "~/.durable").expanduser() / "dev.key"
     try:

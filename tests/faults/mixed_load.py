@@ -6,7 +6,16 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-NAMES = ("three.wanted", "limited.wanted", "plain.wanted", "nap.wanted", "approval.wanted", "chain.wanted", "flaky.wanted", "three.wanted")
+NAMES = (
+    "three.wanted",
+    "limited.wanted",
+    "plain.wanted",
+    "nap.wanted",
+    "approval.wanted",
+    "chain.wanted",
+    "flaky.wanted",
+    "three.wanted",
+)
 
 
 def make_mixed(seed: int, *, body_seconds_max: float = 0.05) -> Callable[[int], tuple[str, Any]]:

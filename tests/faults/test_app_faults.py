@@ -52,7 +52,9 @@ def test_a_run_that_kills_its_app_each_time_fails_with_the_cause_and_others_go_o
     supervisor = threading.Thread(target=restart_app)
     supervisor.start()
     try:
-        with Load([system.client()], lambda n: ("three.wanted", {"n": n, "body_seconds": 0.02}), prefix="beside-poison", per_second=10):
+        with Load(
+            [system.client()], lambda n: ("three.wanted", {"n": n, "body_seconds": 0.02}), prefix="beside-poison", per_second=10
+        ):
             run_id = start_run(system, "poison.wanted", {}, "poison")
             wait_until("the poison has failed", lambda: ended_as(system, run_id) is not None, 45)
         evidence = assert_sound(system)
@@ -81,7 +83,9 @@ def test_an_app_that_swallows_all_calls_does_not_hold_up_another(system: System)
             mail = LoggedClient(Workspace("mail", "dev"), system.engine_url(), system.read_signing_key, system.client_log)
             proxy.fault = "black_hole"
             swallowed = {"reply": "html", "times": 0}
-            mail.send_many_sync([{"name": "raw.wanted", "data": swallowed, "id": f"swallowed-{n}"} for n in range(SWALLOWED_RUNS)])
+            mail.send_many_sync(
+                [{"name": "raw.wanted", "data": swallowed, "id": f"swallowed-{n}"} for n in range(SWALLOWED_RUNS)]
+            )
             wait_until("no more calls are begun", lambda: _is_steady(proxy))
             run_ids = [start_run(system, "three.wanted", {"n": n}, f"beside-{n}") for n in range(5)]
             for run_id in run_ids:
@@ -122,7 +126,10 @@ def test_a_frozen_app_that_wakes_after_its_run_was_given_away_is_told_that_it_is
     finally:
         frozen.thaw()
         other.kill9()
-    assert [(line.step_id, line.generation) for line in body_starts(system, run_id) if line.pid == frozen.pid] == [("a", 1), ("b", 1)]
+    assert [(line.step_id, line.generation) for line in body_starts(system, run_id) if line.pid == frozen.pid] == [
+        ("a", 1),
+        ("b", 1),
+    ]
     [written] = system.query("SELECT generation FROM step WHERE run_id = $1::text::uuid AND step_id = 'b'", run_id)
     assert written["generation"] > 1, "the frozen generation has written nothing"
 
@@ -144,7 +151,6 @@ def test_broken_networks_between_engine_and_app_lose_and_repeat_nothing(proxied_
                     # As a firewall does that forgot its connections.
                     proxy.drop_connections()
     assert_sound(system)
-
 
 
 def _is_steady(proxy: FaultProxy) -> bool:

@@ -35,7 +35,9 @@ def system(draining_system: System) -> System:
 
 def test_a_drained_engine_ends_what_is_in_flight_begins_nothing_and_counts_no_attempt(system: System) -> None:
     engine = system.engine()
-    with Load([system.client()], lambda n: ("three.wanted", {"n": n, "body_seconds": 0.4}), prefix="drain", per_second=40, threads=8) as load:
+    with Load(
+        [system.client()], lambda n: ("three.wanted", {"n": n, "body_seconds": 0.4}), prefix="drain", per_second=40, threads=8
+    ) as load:
         wait_until("many invocations are in flight", lambda: _in_flight(system) >= 20)
         engine.terminate()
         told_at = time.time()

@@ -61,5 +61,7 @@ def _serves(system: System, before: int) -> bool:
 
 def _processes_of(postmaster: int) -> list[int]:
     """The postmaster and its children: each connection is a process."""
-    children = [int(pid) for task in Path(f"/proc/{postmaster}/task").iterdir() for pid in (task / "children").read_text().split()]
+    children = [
+        int(pid) for task in Path(f"/proc/{postmaster}/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
     return [postmaster, *children]

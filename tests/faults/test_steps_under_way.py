@@ -41,7 +41,9 @@ def test_a_cancelled_run_commits_nothing_more_and_starts_no_further_body(system:
     assert ended_as(system, run_id) == "cancelled", "cancelling ends the run at once"
     assert_sound(system)
     assert [line.step_id for line in body_starts(system, run_id)] == ["a", "b"]
-    steps = system.query("SELECT step_id FROM step WHERE run_id = $1::text::uuid AND committed_at > to_timestamp($2)", run_id, begun.at)
+    steps = system.query(
+        "SELECT step_id FROM step WHERE run_id = $1::text::uuid AND committed_at > to_timestamp($2)", run_id, begun.at
+    )
     assert not steps, f"{steps} were written after the run was cancelled"
 
 
@@ -51,7 +53,9 @@ def test_an_event_whose_answer_was_lost_after_the_commit_makes_one_run_set(syste
     sender = threading.Thread(target=system.client().send_logged, args=("three.wanted", {"n": "unheard"}, "unheard"))
     sender.start()
     assert engine.wait(30) == KILLED
-    assert system.count("SELECT count(*) FROM event WHERE external_id = 'unheard'") == 1, "it is stored, and the client does not know"
+    assert system.count("SELECT count(*) FROM event WHERE external_id = 'unheard'") == 1, (
+        "it is stored, and the client does not know"
+    )
     assert not [sent for sent in system.acknowledged() if sent["id"] == "unheard"]
     system.start_engine()
     sender.join(60)

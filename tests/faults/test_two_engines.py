@@ -63,7 +63,9 @@ def test_an_engine_that_froze_beyond_its_leases_writes_nothing_when_it_wakes(sys
     with Load([system.client(1)], _make_three(seed), prefix="zombie", per_second=20):
         wait_until("the engine has invocations open", lambda: _held_by(system, 0) >= 2)
         zombie.freeze()
-        held = system.query("SELECT run_id::text, generation FROM live_run WHERE state = 'leased' AND engine_id = $1::text::uuid", _id(system, 0))
+        held = system.query(
+            "SELECT run_id::text, generation FROM live_run WHERE state = 'leased' AND engine_id = $1::text::uuid", _id(system, 0)
+        )
         _balance_to(system, 1)
         wait_until("the other engine has taken its runs back and ended them", lambda: _are_ended(system, held))
         zombie.thaw()
@@ -112,7 +114,9 @@ def _id(system: System, number: int) -> str:
 
 
 def _held_by(system: System, number: int) -> int:
-    return system.count("SELECT count(*) FROM live_run WHERE state = 'leased' AND engine_id = $1::text::uuid", _id(system, number))
+    return system.count(
+        "SELECT count(*) FROM live_run WHERE state = 'leased' AND engine_id = $1::text::uuid", _id(system, number)
+    )
 
 
 def _are_ended(system: System, held: list[dict[str, object]]) -> bool:

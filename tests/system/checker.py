@@ -50,7 +50,9 @@ class Evidence:
     frozen_starts: int = 0
 
 
-def assert_sound(system: System, *, seconds: float = 60.0, number: int = 0, failed: Collection[str] = ("poison", "raw")) -> Evidence:
+def assert_sound(
+    system: System, *, seconds: float = 60.0, number: int = 0, failed: Collection[str] = ("poison", "raw")
+) -> Evidence:
     """Wait until all runs have ended, then check everything; runs of the functions `failed` may fail."""
     system.wait_all_ended(seconds)
     evidence = gather(system)
@@ -201,7 +203,11 @@ def one_run_set_for_each_event_id(evidence: Evidence) -> Iterator[str]:
     for run in evidence.runs.values():
         by_event[run["external_id"], run["function"]] += 1
     yield from (f"8: the event id {event_id} is stored {count} times." for event_id, count in stored.items() if count > 1)
-    yield from (f"8: {count} runs of {function} for the event {event_id}." for (event_id, function), count in by_event.items() if count > 1)
+    yield from (
+        f"8: {count} runs of {function} for the event {event_id}."
+        for (event_id, function), count in by_event.items()
+        if count > 1
+    )
     for step in evidence.steps:
         if step["kind"] == "send_events" and step["data"]:
             for event_id in json.loads(step["data"])["ids"]:

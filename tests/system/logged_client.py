@@ -42,7 +42,9 @@ class LoggedClient(durable.App):
                 if time.monotonic() > give_up_at or (given_up is not None and given_up.is_set()):
                     raise
         runs = sorted(started.run_id for started in answer.runs)
-        self._write({"id": event_id, "name": name, "data": data, "runs": runs, "is_duplicate": answer.duplicate, "at": time.time()})
+        self._write(
+            {"id": event_id, "name": name, "data": data, "runs": runs, "is_duplicate": answer.duplicate, "at": time.time()}
+        )
         return answer
 
     def _write(self, words: dict[str, Any]) -> None:

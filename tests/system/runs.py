@@ -41,4 +41,6 @@ def output_of(system: System, run_id: str) -> str | None:
 
 def invocations_of(system: System, run_id: str) -> list[dict[str, Any]]:
     """The invocations that have ended, in order."""
-    return system.query("SELECT outcome, attempt, detail FROM invocation WHERE run_id = $1::text::uuid ORDER BY generation", run_id)
+    return system.query(
+        "SELECT outcome, attempt, detail FROM invocation WHERE run_id = $1::text::uuid ORDER BY generation", run_id
+    )

@@ -81,7 +81,13 @@ class System:
         return started
 
     def start_app(
-        self, module: str = WITNESS_APP, *, name: str = "app", port: int | None = None, worker: str = "asyncio", **environment: str
+        self,
+        module: str = WITNESS_APP,
+        *,
+        name: str = "app",
+        port: int | None = None,
+        worker: str = "asyncio",
+        **environment: str,
     ) -> Process:
         """Start the app, on the port that it had before, or another process or app beside it."""
         # 0 workers: in the process itself, so that killing it kills the bodies.
@@ -231,7 +237,9 @@ def open_system(
 
 def _start(system: System, engines: int, app: str | None, app_worker: str) -> None:
     if system.mode == "start":
-        postgres = system.processes.start("postgres", [sys.executable, "-m", "tests.system.run_postgres", str(system.data_dir)], {})
+        postgres = system.processes.start(
+            "postgres", [sys.executable, "-m", "tests.system.run_postgres", str(system.data_dir)], {}
+        )
         wait_until("Postgres runs", lambda: _answers(system) if postgres.is_alive() else postgres.wait(0), START_SECONDS_MAX)
         _make_token(system)
     elif app is not None:

@@ -46,7 +46,14 @@ def end_twice(evidence: Evidence) -> None:
 
 
 def lease_after_the_end(evidence: Evidence) -> None:
-    evidence.leases[RUN][3] = {"run_id": RUN, "generation": 3, "leased_at": at(40), "ended_at": None, "outcome": "leased", "detail": None}
+    evidence.leases[RUN][3] = {
+        "run_id": RUN,
+        "generation": 3,
+        "leased_at": at(40),
+        "ended_at": None,
+        "outcome": "leased",
+        "detail": None,
+    }
 
 
 def write_late(evidence: Evidence) -> None:

@@ -33,7 +33,9 @@ def plain(event: durable.ReceivedEvent, step: durable.SyncStep) -> Any:
     return step.run("b", work_in_thread, "plain", a)
 
 
-@app.function(trigger=durable.Event("limited.wanted"), backoff=QUICKLY, retries=40, concurrency=durable.Concurrency(limit=2, key="tenant"))
+@app.function(
+    trigger=durable.Event("limited.wanted"), backoff=QUICKLY, retries=40, concurrency=durable.Concurrency(limit=2, key="tenant")
+)
 async def limited(event: durable.ReceivedEvent, step: durable.Step) -> Any:
     """At most two at once for each tenant; nothing is held while it sleeps."""
     a = await step.run("a", work, "limited", event.data, event.data["tenant"])
@@ -58,7 +60,9 @@ async def approving(event: durable.ReceivedEvent, step: durable.Step) -> Any:
 
     async def wait() -> None:
         timeout = event.data.get("timeout_seconds", 60)
-        approved.append(await step.wait_for_event("approve", event="approval.given", match={"n": event.data["n"]}, timeout=timeout))
+        approved.append(
+            await step.wait_for_event("approve", event="approval.given", match={"n": event.data["n"]}, timeout=timeout)
+        )
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)

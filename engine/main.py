@@ -108,9 +108,10 @@ async def _open_named_database(url: str) -> AsyncIterator[Database]:
     except* DatabaseUnavailable as errors:
         if is_open:
             raise
-        raise StartRefused(
-            f"The Postgres of DATABASE_URL does not answer: {errors.exceptions[0]}. Start it, or correct the URL."
-        ) from None
+        cause: BaseException = errors
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        raise StartRefused(f"The Postgres of DATABASE_URL does not answer: {cause}. Start it, or correct the URL.") from None
 
 
 async def _serve(settings: Settings, database: Database, say: Callable[[str], None]) -> None:

@@ -28,7 +28,8 @@ def engine_group() -> None:
 def _engine_options(command: F) -> F:
     for option in (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
-        click.option("--port", default=8288, show_default=True, type=click.IntRange(0, 65_535), help="Port to listen on; 0 takes a free one."),
+        click.option("--port", default=8288, show_default=True, type=click.IntRange(0, 65_535),
+                     help="Port to listen on; 0 takes a free one."),
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where the embedded Postgres keeps its data."),
         click.option("--lease-seconds", default=30.0, show_default=True, envvar="DURABLE_LEASE_SECONDS",
                      type=click.FloatRange(3, 3600), help="How long a run is an engine's without a sign of life."),

@@ -246,18 +246,18 @@ def what_was_sent_comes_back(evidence: Evidence) -> Iterator[str]:
         if event is not None and not sent["is_duplicate"] and json.loads(event["data"]) != sent["data"]:
             yield f"10: the event {sent['id']} is stored with other data."
     for run_id, run in evidence.runs.items():
-        if run["status"] == "completed" and run["function"] in ("three", "plain", "limited", "napping", "flaky"):
-            if json.loads(run["output"]) != json.loads(run["data"]):
-                yield f"10: the run {run_id} of {run['function']} gave {run['output']:.200} for {run['data']:.200}."
+        echoes = run["status"] == "completed" and run["function"] in ("three", "plain", "limited", "napping", "flaky")
+        if echoes and json.loads(run["output"]) != json.loads(run["data"]):
+            yield f"10: the run {run_id} of {run['function']} gave {run['output']:.200} for {run['data']:.200}."
 
 
 def every_result_has_its_body(evidence: Evidence) -> Iterator[str]:
     """A committed result comes from a body that the witness saw return, in the same generation and attempt."""
     returned = {(line.run_id, line.step_id, line.generation) for line in evidence.lines if line.what == "end" and line.is_ok}
     for step in evidence.steps:
-        if step["kind"] == "step" and step["error"] is None and not step["is_abandoned"]:
-            if (step["run_id"], step["step_id"], step["generation"]) not in returned:
-                yield f"2: {step['step_id']} of {step['run_id']} has a result of generation {step['generation']} that no body returned."
+        has_result = step["kind"] == "step" and step["error"] is None and not step["is_abandoned"]
+        if has_result and (step["run_id"], step["step_id"], step["generation"]) not in returned:
+            yield f"2: {step['step_id']} of {step['run_id']} has a result of generation {step['generation']} that no body returned."
 
 
 def only_these_failed(evidence: Evidence, functions: Collection[str]) -> Iterator[str]:

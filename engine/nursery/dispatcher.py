@@ -71,10 +71,11 @@ async def claim_and_start(engine: EngineContext, invocations: trio.Nursery, afte
             engine.hints.promotion_owed.give()
         if claimed.leases:
             crash_point("claimed_before_call")
+            read_at = trio.current_time()
             handovers = await engine.database.transact(read_invocations, claimed.leases)
             for handover in handovers:
                 # Counted before its task begins, or the next claim would take its place once more.
-                inflight = take_up(engine, handover)
+                inflight = take_up(engine, handover, read_at)
                 invocations.start_soon(run_invocation, engine, inflight, name=f"invocation {handover.lease.run_id}")
     # Runs that only parked were found too: look again at once, there may be more behind them.
     return claimed.found, claimed.last_lane

@@ -40,9 +40,12 @@ async def beat(engine: EngineContext) -> None:
     held = {inflight.run_id: inflight for inflight in engine.inflight}
     if held:
         pairs = [(run_id, inflight.handover.lease.generation) for run_id, inflight in held.items()]
+        asked_at = trio.current_time()
         kept = await engine.database.transact(extend_leases, pairs, engine.limits.lease_seconds)
         for run_id, inflight in held.items():
-            if run_id not in kept and run_id in engine.inflight and not inflight.has_ended:
+            if run_id in kept:
+                inflight.lease_ends_at = asked_at + engine.limits.lease_seconds
+            elif run_id in engine.inflight and not inflight.has_ended:
                 log.warning("lease_lost", run_id=str(run_id), generation=inflight.handover.lease.generation)
                 inflight.end("lease_lost")
     for run_id, workspace_id, generation in await engine.database.read(find_my_leases, engine.engine_id):

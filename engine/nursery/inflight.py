@@ -16,10 +16,14 @@ EndCause = Literal["lease_lost", "drain", "timed_out"]
 
 @dataclass(eq=False)
 class Inflight:
-    """One invocation under way. Its scope's deadline is the latest time for the next sign of life of its step."""
+    """One invocation under way. Its scope's deadline is the latest time for the next sign of life of its step.
+
+    `lease_ends_at` is on this engine's own clock, and never later than the lease in the database.
+    """
 
     handover: Handover
     step_timeout_seconds: float
+    lease_ends_at: float = float("inf")
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     end_cause: EndCause | None = None
     has_started: bool = False

@@ -35,10 +35,13 @@ STEP_TIMEOUT_MARGIN_SECONDS = 30.0
 OVERLOADED_SECONDS = 0.25
 
 
-def take_up(engine: EngineContext, handover: Handover) -> Inflight:
-    """Count a lease among those under way. `run_invocation` must follow."""
+def take_up(engine: EngineContext, handover: Handover, read_at: float | None = None) -> Inflight:
+    """Count a lease among those under way. `run_invocation` must follow. `read_at`: when the handover began to be read."""
     config = msgspec.json.decode(handover.config, type=FunctionConfig)
-    inflight = Inflight(handover, config.step_timeout_seconds + STEP_TIMEOUT_MARGIN_SECONDS)
+    begun_at = trio.current_time() if read_at is None else read_at
+    inflight = Inflight(
+        handover, config.step_timeout_seconds + STEP_TIMEOUT_MARGIN_SECONDS, begun_at + handover.invocation.lease_seconds
+    )
     engine.inflight.add(inflight)
     return inflight
 
@@ -96,7 +99,14 @@ async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:
         if not keys:
             return Undelivered("app_unreachable", f"The workspace {workspace} has no signing key.")
         crash_point("during_call")
-        result = await engine.apps.invoke(handover.serve_url, workspace, keys, [handover.invocation], on_line)
+        # An engine that froze since the claim must not hand over a lease that is over: the app counts from its receipt of the call.
+        left_seconds = inflight.lease_ends_at - trio.current_time()
+        if left_seconds <= 0:
+            return HandedBack()
+        invocation = msgspec.structs.replace(
+            handover.invocation, lease_seconds=min(left_seconds, handover.invocation.lease_seconds)
+        )
+        result = await engine.apps.invoke(handover.serve_url, workspace, keys, [invocation], on_line)
     if reported:
         return reported[0]
     return _outcome_without_line(inflight, result)

@@ -28,7 +28,7 @@ def make_mixed(seed: int, *, body_seconds_max: float = 0.05) -> Callable[[int], 
             return "approval.given", {"n": _last_asked(asked), "text": "ja – oui – да"}
         name = NAMES[number % 9]
         data = {"n": number, "tenant": "ab"[number % 2], "body_seconds": round(chance.uniform(0, body_seconds_max), 3)}
-        return name, {**data, "timeout_seconds": 20}
+        return name, {**data, "timeout_seconds": 4}
 
     return make_event
 

@@ -51,7 +51,7 @@ def test_an_engine_that_is_killed_again_and_again_loses_and_repeats_nothing(seed
     chance = random.Random(seed)
     with open_system(lease_seconds=3, app_worker="trio") as system:
         with Load([system.client()], make_mixed(seed), prefix="kill", per_second=24, threads=6) as load:
-            for _ in range(5):
+            for _ in range(3):
                 time.sleep(chance.uniform(0.05, 1.5))
                 system.engine().kill9()
                 # Also while it starts.

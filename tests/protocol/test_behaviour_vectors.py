@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from invoke_end_reference import run_after
-from plan_reference import plan
-from vector_files import load, named, validator
 
 from protocol.messages import RefusedEntry, decode_line
+from tests.protocol.invoke_end_reference import run_after
+from tests.protocol.plan_reference import plan
+from tests.protocol.vector_files import load, named, validator
 
 RUN = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from vector_files import load, named, schemas, validator
 
 from protocol import limits, messages
 from protocol.messages import JsonRefused, MessageRefused, RefusedEntry
+from tests.protocol.vector_files import load, named, schemas, validator
 
 OPS = load("ops.json")
 RUN = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"

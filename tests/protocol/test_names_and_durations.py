@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vector_files import load
 
 from protocol import names
 from protocol.durations import DurationRefused, format_duration, parse_duration
+from tests.protocol.vector_files import load
 
 NAMES = load("names.json")
 STEP_IDS = load("step_ids.json")

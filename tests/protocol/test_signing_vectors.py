@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
-from vector_files import load, named
 
 from protocol.signing import (
     Key,
@@ -23,6 +22,7 @@ from protocol.signing import (
     verify,
     verify_line,
 )
+from tests.protocol.vector_files import load, named
 
 SIGNING = load("signing.json")
 LINES = load("lines.json")

@@ -5,9 +5,9 @@ import re
 from collections import Counter
 
 import pytest
-from vector_files import PROTOCOL, validator
 
 from protocol import limits, messages
+from tests.protocol.vector_files import PROTOCOL, validator
 
 SPEC = (PROTOCOL / "SPEC.md").read_text(encoding="utf-8")
 RUN = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"

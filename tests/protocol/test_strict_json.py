@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from vector_files import input_bytes, load, named
 
 from protocol.find_json_fault import find_fault
 from protocol.messages import decode_start
 from protocol.strict_json import JsonRefused, _is_plainly_good, check
+from tests.protocol.vector_files import input_bytes, load, named
 
 VECTORS = load("json.json")
 START = b'{"type":"start","workspace":{"app":"a","env":"dev"},"function":"f","input":%s}'

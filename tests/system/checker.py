@@ -57,7 +57,7 @@ def assert_sound(
     system.wait_all_ended(seconds)
     evidence = gather(system)
     broken = check(evidence) + list(only_these_failed(evidence, failed))
-    audit = system.durable("audit", number=number)
+    audit = system.audit(number)
     if audit["count"]:
         broken.append(f"`durable audit` finds {audit['findings']}")
     assert not broken, f"{len(broken)} promises are broken:\n" + "\n".join(broken[:30])

@@ -63,7 +63,12 @@ async def claim_and_start(engine: EngineContext, invocations: trio.Nursery, afte
     claimed = Claimed((), 0, 0)
     with trio.CancelScope(shield=True, deadline=trio.current_time() + HANDOVER_SECONDS_MAX):
         claimed = await engine.database.transact(
-            claim_runs, engine.engine_id, engine.inflight.free, engine.limits.lease_seconds, after_lane
+            claim_runs,
+            engine.engine_id,
+            engine.inflight.claim_max,
+            engine.limits.lease_seconds,
+            after_lane,
+            engine.inflight.full_workspaces(),
         )
         if claimed.has_due_runs:
             engine.hints.runs_are_due()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +34,10 @@ class Inflight:
     def run_id(self) -> UUID:
         return self.handover.lease.run_id
 
+    @property
+    def workspace_id(self) -> int:
+        return self.handover.lease.workspace_id
+
     def news(self) -> None:
         """The app showed that the run moves: the time for its next step begins again."""
         self.scope.deadline = trio.current_time() + self.step_timeout_seconds
@@ -50,6 +55,7 @@ class InflightRuns:
     def __init__(self, runs_max: int) -> None:
         self.runs_max = runs_max
         self._by_run: dict[UUID, Inflight] = {}
+        self._by_workspace: Counter[int] = Counter()
         self._left = trio.Event()
 
     def __len__(self) -> int:
@@ -66,17 +72,37 @@ class InflightRuns:
         """How many more runs may be claimed."""
         return max(self.runs_max - len(self._by_run), 0)
 
+    @property
+    def claim_max(self) -> int:
+        """How many one claim may take: a quarter of all, so that one app can not fill the engine in a single claim."""
+        return min(self.free, max(self.runs_max // 4, 1))
+
+    def full_workspaces(self) -> list[int]:
+        """Workspaces that have half of all places or more: an app that swallows its calls must leave room for the others."""
+        return [workspace_id for workspace_id, count in self._by_workspace.items() if count >= self._app_max]
+
+    @property
+    def _app_max(self) -> int:
+        return max(self.runs_max // 2, 1)
+
     def add(self, inflight: Inflight) -> None:
         if (former := self._by_run.get(inflight.run_id)) is not None:
             # Its lease was lost, and this engine got the next one before the heartbeat told it.
             former.end("lease_lost")
         self._by_run[inflight.run_id] = inflight
+        self._by_workspace[inflight.workspace_id] += 1
 
-    def remove(self, inflight: Inflight) -> None:
+    def remove(self, inflight: Inflight) -> bool:
+        """It has left; whether its workspace stood at its bound, so that runs of it may be due that were passed over."""
         if self._by_run.get(inflight.run_id) is inflight:
             del self._by_run[inflight.run_id]
+        was_full = self._by_workspace[inflight.workspace_id] >= self._app_max
+        self._by_workspace[inflight.workspace_id] -= 1
+        if not self._by_workspace[inflight.workspace_id]:
+            del self._by_workspace[inflight.workspace_id]
         left, self._left = self._left, trio.Event()
         left.set()
+        return was_full
 
     def news(self, run_id: UUID) -> None:
         """A checkpoint of this run came in."""

@@ -58,7 +58,8 @@ async def run_invocation(engine: EngineContext, inflight: Inflight) -> None:
             await _report(engine, inflight, outcome)
             crash_point("applied_before_answer")
     finally:
-        engine.inflight.remove(inflight)
+        if engine.inflight.remove(inflight):
+            engine.hints.run_due.give()
 
 
 async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:

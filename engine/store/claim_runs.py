@@ -34,6 +34,8 @@ WITH RECURSIVE lane AS (
   SELECT function_id FROM lane
    WHERE NOT EXISTS (SELECT FROM lane_hold WHERE lane_hold.function_id = lane.function_id
                                             AND lane_hold.held_until > clock_timestamp())
+     AND NOT EXISTS (SELECT FROM function WHERE function.function_id = lane.function_id
+                                            AND function.workspace_id = ANY($full_workspaces::int[]))
    LIMIT $lanes_max
 )
 SELECT due.run_id, due.function_id, due.limit_key_ids
@@ -105,11 +107,19 @@ class Claimed:
     owes_promotion: bool = False
 
 
-async def claim_runs(conn: Connection, engine_id: UUID, runs_max: int, lease_seconds: float, after_lane: int = 0) -> Claimed:
-    """Lease up to `runs_max` due runs, an equal part from each lane that has any."""
-    due = await conn.fetch(FIND_DUE_RUNS, after_lane=after_lane, lanes_max=LANES_PER_CLAIM_MAX, runs_max=runs_max)
+async def claim_runs(
+    conn: Connection,
+    engine_id: UUID,
+    runs_max: int,
+    lease_seconds: float,
+    after_lane: int = 0,
+    full_workspaces: Sequence[int] = (),
+) -> Claimed:
+    """Lease up to `runs_max` due runs, an equal part from each lane that has any; none of `full_workspaces`."""
+    bounds = {"lanes_max": LANES_PER_CLAIM_MAX, "runs_max": runs_max, "full_workspaces": list(full_workspaces)}
+    due = await conn.fetch(FIND_DUE_RUNS, after_lane=after_lane, **bounds)
     if not due and after_lane:
-        due = await conn.fetch(FIND_DUE_RUNS, after_lane=0, lanes_max=LANES_PER_CLAIM_MAX, runs_max=runs_max)
+        due = await conn.fetch(FIND_DUE_RUNS, after_lane=0, **bounds)
     if not due:
         return Claimed((), 0, 0)
     limited = [row for row in due if row["limit_key_ids"]]

@@ -92,12 +92,14 @@ class OneAtATime(InflightRuns):
         return 1
 
 
-async def test_two_claims_at_once_never_take_more_runs_than_may_be_under_way(database: Database) -> None:
+async def test_claims_in_a_row_never_take_more_runs_than_may_be_under_way_and_one_app_leaves_room(database: Database) -> None:
     world = await make_world(database)
-    await world.append(*(world.event("go") for _ in range(12)))
-    async with an_engine(world, runs_max=4) as engine, an_app(world, hang), trio.open_nursery() as invocations:
-        await claim_and_start(engine, invocations)
-        assert engine.inflight.free == 0
+    await world.append(*(world.event("go") for _ in range(30)))
+    async with an_engine(world, runs_max=8) as engine, an_app(world, hang), trio.open_nursery() as invocations:
+        for _ in range(8):
+            await claim_and_start(engine, invocations)
+        assert len(engine.inflight) == 4, "a claim takes a quarter, and an app with half of all places gets no more"
+        assert engine.inflight.full_workspaces() == [world.workspace_id]
         invocations.cancel_scope.cancel()
 
 

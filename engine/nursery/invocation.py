@@ -81,6 +81,7 @@ async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:
             if inflight.has_started:
                 return
             inflight.has_started = True
+            crash_point("during_call")
             inflight.news()
             await _note_reached(engine, inflight)
         elif isinstance(line, Ended):
@@ -99,7 +100,6 @@ async def _call(engine: EngineContext, inflight: Inflight) -> Outcome | None:
             return Undelivered("app_unreachable", str(broken))
         if not keys:
             return Undelivered("app_unreachable", f"The workspace {workspace} has no signing key.")
-        crash_point("during_call")
         # An engine that froze since the claim must not hand over a lease that is over: the app counts from its receipt of the call.
         left_seconds = inflight.lease_ends_at - trio.current_time()
         if left_seconds <= 0:

@@ -17,10 +17,10 @@ from engine.nursery.task_tree import name_nursery
 from engine.store.crash_points import crash_point
 from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.fire_timers import Deadline, fire_timers, read_near_deadlines
+from engine.store.hints import NEAR_SECONDS
 
 log = structlog.get_logger(__name__)
 
-HORIZON_SECONDS = 4.0
 LOOK_SECONDS = 2.0
 ALARMS_MAX = 2_000
 
@@ -37,7 +37,7 @@ async def serve_timers(engine: EngineContext, *, task_status: trio.TaskStatus[No
         task_status.started()
         while True:
             try:
-                near = await engine.database.read(read_near_deadlines, HORIZON_SECONDS, ALARMS_MAX)
+                near = await engine.database.read(read_near_deadlines, NEAR_SECONDS, ALARMS_MAX)
             except DatabaseUnavailable as error:
                 log.warning("timers_not_read", error=str(error))
                 await trio.sleep(0.5)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import trio
 
-# As far as the timers' own look reaches.
+# How near a timer is when it gets an alarm.
 NEAR_SECONDS = 4.0
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from durable.errors import ConfigurationError
 from durable.keys import Settings
+from durable.lease import LEASE_MARGIN_SECONDS
 from durable.replay_memory import ReplayMemory
 from durable.signing import Key, SignatureRefused, reply_id, sign, sign_line, verify
 from durable.wire import (
@@ -53,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class InvokeCall:
-    """A verified call with invocations. `received_at` is monotonic: the leases count from it."""
+    """A verified call with invocations. The leases count from `received_at`, monotonic; a call read late has it in the past."""
 
     request_id: str
     keys: tuple[Key, ...]
@@ -113,6 +114,10 @@ class CallReader:
                 "The request is not signed with a key of this app, or not for now.",
                 "Check DURABLE_SIGNING_KEY and DURABLE_ENV of the app and both clocks; the app's log has the reason.",
             )
+        # A process that stood still reads the call late; its leases have run since the engine signed it.
+        age_seconds = time.time() - int(words["webhook-timestamp"] or 0)
+        if age_seconds > LEASE_MARGIN_SECONDS:
+            received_at -= age_seconds
         return self._answer(settings, message_id, body, is_star=is_star, received_at=received_at)
 
     def _verify(self, settings: Settings, words: dict[str, str | None], body: bytes) -> str:

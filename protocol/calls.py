@@ -33,7 +33,10 @@ class Event(Struct, frozen=True):
 
 
 class MemoEntry(Struct, frozen=True, omit_defaults=True):
-    """`data` or `error`, or `abandoned`; neither in an answer whose reader has the result itself."""
+    """`data`, `ref` or `error`, or `abandoned`; none of them in an answer whose reader has the result itself.
+
+    `ref` stands for a value that is fetched when it is needed; it has `bytes` bytes.
+    """
 
     id: str
     kind: Kind
@@ -41,6 +44,8 @@ class MemoEntry(Struct, frozen=True, omit_defaults=True):
     data: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     abandoned: bool = False
+    ref: str | UnsetType = UNSET
+    bytes: Count | UnsetType = UNSET
 
 
 class Retry(Struct, frozen=True):

@@ -10,6 +10,13 @@ EVENT_BYTES_MAX: Final = 1 << 20
 STEP_RESULT_BYTES_MAX: Final = 4 << 20
 ERROR_BYTES_MAX: Final = 64 << 10
 BODY_BYTES_MAX: Final = 64 << 20
+# What an app with references takes in one call, and what one answer with values carries unless a single value is larger.
+CALL_BYTES_MAX: Final = 4 << 20
+# Values from here on travel by reference where both sides can.
+REF_BYTES_MIN: Final = 64 << 10
+REFS_PER_MESSAGE_MAX: Final = 1_000
+REF_CHARACTERS_MAX: Final = 128
+ALIVE_RUNS_MAX: Final = 10_000
 
 EVENTS_PER_MESSAGE_MAX: Final = 1_000
 ENTRIES_PER_MESSAGE_MAX: Final = 1_000

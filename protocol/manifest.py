@@ -57,6 +57,7 @@ class Capabilities(Struct, frozen=True):
     checkpoint: bool = False
     batch: Batch = Batch()
     refs: bool = False
+    alive: bool = False
 
 
 class Sdk(Struct, frozen=True):

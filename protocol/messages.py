@@ -8,7 +8,7 @@ copy what stays (`Raw.copy()`).
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,17 +56,23 @@ from protocol.ops import (
     UnknownFunction,
     WaitForEvent,
     Yield,
+    are_plain_steps,
     check_count,
     check_error,
     check_event,
     check_instant,
     check_ops,
     check_size,
+    is_plain_event,
     require,
 )
 from protocol.read_part_by_part import LooseCheckpoint, LooseInvoked, read_part_by_part, refuse_part
 from protocol.refused import MessageRefused
 from protocol.requests import (
+    Alive,
+    AliveAnswer,
+    AliveRun,
+    AliveRunAnswer,
     Checkpoint,
     CheckpointAnswer,
     CheckpointEntry,
@@ -84,20 +90,25 @@ from protocol.requests import (
     StartedRun,
     Sync,
     SyncAnswer,
+    Value,
+    Values,
+    ValuesAnswer,
 )
 from protocol.strict_json import JsonRefused
 
 __all__ = [
-    "Abandon", "Backoff", "Batch", "Capabilities", "Checkpoint", "CheckpointAnswer", "CheckpointEntry",
-    "Complete", "Concurrency", "Ended", "EntryAnswer", "ErrorWords", "Event", "EventAnswer", "EventIn",
-    "Events", "EventsAnswer", "Fail", "FunctionConfig", "Invocation", "Invoke", "Invoked", "JsonRefused",
-    "Kind", "Manifest", "ManifestQuestion", "MemoEntry", "MessageRefused", "Op", "OpenWait", "Refusal",
-    "RefusedEntry", "Result", "ResultAnswer", "Retry", "RunStatus", "Sdk", "SendEvents", "Sleep", "Start",
-    "StartAnswer", "Started", "StartedRun", "Step", "StepError", "Sync", "SyncAnswer", "Trigger",
-    "UnknownFunction", "WaitForEvent", "Workspace", "Yield", "decode_call", "decode_checkpoint",
-    "decode_checkpoint_answer", "decode_error", "decode_events", "decode_events_answer", "decode_invoked",
-    "decode_line", "decode_manifest", "decode_refusal", "decode_result", "decode_result_answer",
-    "decode_start", "decode_start_answer", "decode_sync", "decode_sync_answer", "encode",
+    "Abandon", "Alive", "AliveAnswer", "AliveRun", "AliveRunAnswer", "Backoff", "Batch", "Capabilities",
+    "Checkpoint", "CheckpointAnswer", "CheckpointEntry", "Complete", "Concurrency", "Ended", "EntryAnswer",
+    "ErrorWords", "Event", "EventAnswer", "EventIn", "Events", "EventsAnswer", "Fail", "FunctionConfig",
+    "Invocation", "Invoke", "Invoked", "JsonRefused", "Kind", "Manifest", "ManifestQuestion", "MemoEntry",
+    "MessageRefused", "Op", "OpenWait", "Refusal", "RefusedEntry", "Result", "ResultAnswer", "Retry",
+    "RunStatus", "Sdk", "SendEvents", "Sleep", "Start", "StartAnswer", "Started", "StartedRun", "Step",
+    "StepError", "Sync", "SyncAnswer", "Trigger", "UnknownFunction", "Value", "Values", "ValuesAnswer",
+    "WaitForEvent", "Workspace", "Yield", "decode_alive", "decode_alive_answer", "decode_call",
+    "decode_checkpoint", "decode_checkpoint_answer", "decode_error", "decode_events", "decode_events_answer",
+    "decode_invoked", "decode_line", "decode_manifest", "decode_refusal", "decode_result",
+    "decode_result_answer", "decode_start", "decode_start_answer", "decode_sync", "decode_sync_answer",
+    "decode_values", "decode_values_answer", "encode",
 ]  # fmt: skip
 
 
@@ -105,12 +116,10 @@ __all__ = [
 _CALLS: Final[msgspec.json.Decoder[Invoke | ManifestQuestion]] = msgspec.json.Decoder(Invoke | ManifestQuestion)
 _REPLIES: Final[msgspec.json.Decoder[Manifest | Invoked]] = msgspec.json.Decoder(Manifest | Invoked)
 _LINES: Final[msgspec.json.Decoder[Started | Ended]] = msgspec.json.Decoder(Started | Ended)
-_REQUESTS: Final[msgspec.json.Decoder[Checkpoint | Events | Start | Result | Sync]] = msgspec.json.Decoder(
-    Checkpoint | Events | Start | Result | Sync
-)
-_ANSWERS: Final[msgspec.json.Decoder[CheckpointAnswer | EventsAnswer | StartAnswer | ResultAnswer | SyncAnswer]] = (
-    msgspec.json.Decoder(CheckpointAnswer | EventsAnswer | StartAnswer | ResultAnswer | SyncAnswer)
-)
+_Request: TypeAlias = Checkpoint | Alive | Values | Events | Start | Result | Sync
+_Answer: TypeAlias = CheckpointAnswer | AliveAnswer | ValuesAnswer | EventsAnswer | StartAnswer | ResultAnswer | SyncAnswer
+_REQUESTS: Final[msgspec.json.Decoder[_Request]] = msgspec.json.Decoder(_Request)
+_ANSWERS: Final[msgspec.json.Decoder[_Answer]] = msgspec.json.Decoder(_Answer)
 _REFUSALS: Final = msgspec.json.Decoder(Refusal)
 _CHECKPOINT_ENTRIES: Final = msgspec.json.Decoder(CheckpointEntry)
 _ENCODER: Final = msgspec.json.Encoder()
@@ -180,15 +189,42 @@ def decode_checkpoint(raw: bytes) -> tuple[Checkpoint, list[RefusedEntry]]:
     try:
         message = require_type(decode(raw, _REQUESTS), Checkpoint, "checkpoint")
         for index, entry in enumerate(message.entries):
-            _check_entry(entry, f"/entries/{index}")
+            _check_entry(entry, index)
     except MessageRefused as refused:
         loose, entries, refused_entries = read_part_by_part(raw, refused, LooseCheckpoint, "entries", _entry_part)
         message = Checkpoint(loose.workspace, entries)
     check_workspace(message.workspace, "/workspace")
     check_count(len(message.entries) + len(refused_entries), 1, limits.ENTRIES_PER_MESSAGE_MAX, "entries", "/entries")
     # With refused entries the index counts them behind the good ones; the run id in the words is exact.
-    _check_one_entry_a_run([*message.entries, *refused_entries])
+    _check_one_entry_a_run([*message.entries, *refused_entries], "entries")
     return message, refused_entries
+
+
+def decode_alive(raw: bytes) -> Alive:
+    message = require_type(decode(raw, _REQUESTS), Alive, "alive")
+    check_workspace(message.workspace, "/workspace")
+    require(names.process_problem(message.process), "/process")
+    check_count(len(message.runs), 0, limits.ALIVE_RUNS_MAX, "runs", "/runs")
+    for index, run in enumerate(message.runs):
+        require(names.run_problem(run.run_id), f"/runs/{index}/run_id")
+    _check_one_entry_a_run(message.runs, "runs")
+    return message
+
+
+def decode_values(raw: bytes) -> Values:
+    message = require_type(decode(raw, _REQUESTS), Values, "values")
+    check_workspace(message.workspace, "/workspace")
+    require(names.run_problem(message.run_id), "/run_id")
+    if bool(message.store) == bool(message.fetch):
+        raise MessageRefused("bad_field", "A message about values has either `store` or `fetch`.", "")
+    check_count(
+        len(message.store or message.fetch), 1, limits.REFS_PER_MESSAGE_MAX, "values", "/store" if message.store else "/fetch"
+    )
+    for index, value in enumerate(message.store):
+        check_size(value, limits.STEP_RESULT_BYTES_MAX, "value", f"/store/{index}")
+    for index, ref in enumerate(message.fetch):
+        require(names.ref_problem(ref), f"/fetch/{index}")
+    return message
 
 
 def decode_events(raw: bytes) -> Events:
@@ -196,7 +232,8 @@ def decode_events(raw: bytes) -> Events:
     check_workspace(message.workspace, "/workspace")
     check_count(len(message.events), 1, limits.EVENTS_PER_MESSAGE_MAX, "events", "/events")
     for index, event in enumerate(message.events):
-        check_event(event, f"/events/{index}")
+        if not is_plain_event(event):
+            check_event(event, f"/events/{index}")
     return message
 
 
@@ -232,6 +269,14 @@ def decode_sync(raw: bytes) -> Sync:
 
 def decode_checkpoint_answer(raw: bytes) -> CheckpointAnswer:
     return require_type(decode(raw, _ANSWERS), CheckpointAnswer, "checkpoint")
+
+
+def decode_alive_answer(raw: bytes) -> AliveAnswer:
+    return require_type(decode(raw, _ANSWERS), AliveAnswer, "alive")
+
+
+def decode_values_answer(raw: bytes) -> ValuesAnswer:
+    return require_type(decode(raw, _ANSWERS), ValuesAnswer, "values")
 
 
 def decode_events_answer(raw: bytes) -> EventsAnswer:
@@ -272,19 +317,23 @@ def _check_line(line: Started | Ended, place: str) -> None:
         check_ops(line.ops, place=f"{place}/ops", ends=True, in_reply=True)
 
 
-def _check_entry(entry: CheckpointEntry, place: str) -> None:
-    require(names.run_problem(entry.run_id), f"{place}/run_id")
-    check_ops(entry.ops, place=f"{place}/ops", ends=entry.ends, in_reply=False)
+def _check_entry(entry: CheckpointEntry, index: int | None) -> None:
+    """`index` is the entry's place in its message; None when it is looked at alone."""
+    problem = names.run_problem(entry.run_id)
+    if problem is not None or not are_plain_steps(entry.ops):
+        place = "" if index is None else f"/entries/{index}"
+        require(problem, f"{place}/run_id")
+        check_ops(entry.ops, place=f"{place}/ops", ends=entry.ends, in_reply=False)
 
 
-def _check_one_entry_a_run(entries: Sequence[CheckpointEntry | RefusedEntry]) -> None:
+def _check_one_entry_a_run(entries: Sequence[CheckpointEntry | RefusedEntry | AliveRun], what: str) -> None:
     seen: set[str] = set()
     for index, entry in enumerate(entries):
         if entry.run_id in seen:
             raise MessageRefused(
                 "duplicate_run",
-                f"Two entries are for the run {entry.run_id}; send one entry a run.",
-                f"/entries/{index}",
+                f"Two {what} are for the run {entry.run_id}; send one a run.",
+                f"/{what}/{index}",
             )
         seen.add(entry.run_id)
 
@@ -305,7 +354,7 @@ def _check_url(url: str) -> None:
 
 def _entry_part(raw: bytes) -> CheckpointEntry:
     entry = decode(raw, _CHECKPOINT_ENTRIES)
-    _check_entry(entry, "")
+    _check_entry(entry, None)
     return entry
 
 

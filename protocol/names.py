@@ -8,6 +8,8 @@ import re
 import unicodedata
 from typing import Final
 
+from protocol.limits import REF_CHARACTERS_MAX
+
 _APP = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _ENVIRONMENT = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _FUNCTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -17,6 +19,7 @@ _ENDS_IN_COUNT = re.compile(r".*#[0-9]+", re.DOTALL)
 
 RESERVED_EVENT_PREFIX: Final = "durable."
 TEXT_CHARACTERS_MAX: Final = 256
+EVENT_ID_CHARACTERS_MAX: Final = 128
 
 
 def app_problem(text: str) -> str | None:
@@ -67,9 +70,23 @@ def wire_step_id_problem(text: str) -> str | None:
 
 def event_id_problem(text: str) -> str | None:
     """The rule for ids that deduplicate: of events and of starts."""
-    if 1 <= len(text) <= 128 and not _has_control(text):
+    if 1 <= len(text) <= EVENT_ID_CHARACTERS_MAX and not _has_control(text):
         return None
-    return f"The id {shown(text)} must be 1–128 characters without control characters."
+    return f"The id {shown(text)} must be 1–{EVENT_ID_CHARACTERS_MAX} characters without control characters."
+
+
+def ref_problem(text: str) -> str | None:
+    """The rule for references of values; what is in one is the engine's business."""
+    if 1 <= len(text) <= REF_CHARACTERS_MAX and text.isascii() and text.isprintable():
+        return None
+    return f"The reference {shown(text)} must be 1–{REF_CHARACTERS_MAX} printable ASCII characters."
+
+
+def process_problem(text: str) -> str | None:
+    """The rule for the name that an app process gives itself."""
+    if 1 <= len(text) <= 64 and text.isascii() and text.isprintable():
+        return None
+    return f"The process {shown(text)} must be 1–64 printable ASCII characters."
 
 
 def split_workspace(text: str) -> tuple[str, str] | None:

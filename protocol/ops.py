@@ -6,7 +6,7 @@ copy what stays.
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -43,12 +43,15 @@ class EventIn(Struct, frozen=True, omit_defaults=True):
 
 
 class Step(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="step"):
+    """Exactly one of `data` and `ref`, the reference of a value that was stored before."""
+
     id: str
-    data: Raw
     attempt: Attempt
     started_at: datetime
     duration_seconds: Seconds
     seen: Count
+    data: Raw | UnsetType = UNSET
+    ref: str | UnsetType = UNSET
 
 
 class StepError(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="step_error"):
@@ -139,6 +142,23 @@ def check_ops(ops: Sequence[Op], *, place: str, ends: bool, in_reply: bool) -> N
         _check_op(op, here)
 
 
+def are_plain_steps(ops: Sequence[Op]) -> bool:
+    """Whether these are steps that break no rule, at a glance: nearly all ops are. False means: look closely."""
+    for op in ops:
+        if not (
+            type(op) is Step
+            and 0 < len(op.id) <= names.TEXT_CHARACTERS_MAX
+            and op.id.isprintable()
+            and "#" not in op.id
+            and op.started_at.tzinfo is UTC
+            and op.ref is UNSET
+            and op.data is not UNSET
+            and memoryview(op.data).nbytes <= limits.STEP_RESULT_BYTES_MAX
+        ):
+            return False
+    return True
+
+
 def check_event(event: EventIn, place: str) -> None:
     """Refuse an event that an app may not send."""
     require(names.event_name_problem(event.name), f"{place}/name")
@@ -151,6 +171,17 @@ def check_event(event: EventIn, place: str) -> None:
     if isinstance(event.id, str):
         require(names.event_id_problem(event.id), f"{place}/id")
     check_size(event.data, limits.EVENT_BYTES_MAX, "event data", f"{place}/data")
+
+
+def is_plain_event(event: EventIn) -> bool:
+    """Whether this event breaks no rule, at a glance. False means: look closely."""
+    return (
+        0 < len(event.name) <= names.TEXT_CHARACTERS_MAX
+        and event.name.isprintable()
+        and not names.is_reserved_event(event.name)
+        and (event.id is UNSET or (0 < len(event.id) <= names.EVENT_ID_CHARACTERS_MAX and event.id.isprintable()))
+        and memoryview(event.data).nbytes <= limits.EVENT_BYTES_MAX
+    )
 
 
 def check_error(error: Raw, place: str) -> ErrorWords:
@@ -224,7 +255,7 @@ def _check_op(op: Op, place: str) -> None:
         case Step():
             _check_id(op.id, place)
             check_instant(op.started_at, f"{place}/started_at")
-            check_size(op.data, limits.STEP_RESULT_BYTES_MAX, "step result", f"{place}/data")
+            _check_step_value(op, place)
         case StepError():
             _check_id(op.id, place)
             check_instant(op.started_at, f"{place}/started_at")
@@ -255,6 +286,17 @@ def _check_op(op: Op, place: str) -> None:
             check_error(op.error, f"{place}/error")
         case Yield() | UnknownFunction():
             pass
+
+
+def _check_step_value(op: Step, place: str) -> None:
+    if op.data is UNSET and op.ref is UNSET:
+        raise MessageRefused("missing_field", "The step lacks the field `data` (or `ref`).", place)
+    if op.data is not UNSET and op.ref is not UNSET:
+        raise MessageRefused("bad_field", "A step has either `data` or `ref`.", place)
+    if op.data is not UNSET:
+        check_size(op.data, limits.STEP_RESULT_BYTES_MAX, "step result", f"{place}/data")
+    elif op.ref is not UNSET:
+        require(names.ref_problem(op.ref), f"{place}/ref")
 
 
 def _check_id(step_id: str, place: str) -> None:

@@ -67,6 +67,61 @@ class CheckpointAnswer(Struct, frozen=True, tag_field="type", tag="checkpoint"):
     entries: list[EntryAnswer]
 
 
+class AliveRun(Struct, frozen=True):
+    """A run that an app executes. `open_seconds` is how much longer its open bodies may run by their timeouts: no lease goes
+    past that.
+    """
+
+    run_id: str
+    generation: Generation
+    known: Count
+    open_seconds: Seconds
+
+
+class Alive(Struct, frozen=True, tag_field="type", tag="alive"):
+    """One long poll per app process. `process` names it: a newer poll of the same process ends the older one."""
+
+    workspace: Workspace
+    process: str
+    wait_seconds: Annotated[float, Meta(ge=0, le=limits.WAIT_SECONDS_MAX)]
+    runs: list[AliveRun]
+
+
+class AliveRunAnswer(Struct, frozen=True, omit_defaults=True):
+    """`lease_seconds` (with `ok`) counts from the receipt of the answer; `resolved` is the memo beyond `known`."""
+
+    run_id: str
+    generation: Generation
+    status: Literal["ok", "stale", "cancelled"] = "ok"
+    lease_seconds: Seconds | UnsetType = UNSET
+    resolved: list[MemoEntry] = field(default_factory=list)
+
+
+class AliveAnswer(Struct, frozen=True, tag_field="type", tag="alive"):
+    runs: list[AliveRunAnswer]
+
+
+class Values(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="values"):
+    """Stores values for a run, or fetches values of its memo: one of `store` and `fetch`."""
+
+    workspace: Workspace
+    run_id: str
+    store: list[Raw] = field(default_factory=list)
+    fetch: list[str] = field(default_factory=list)
+
+
+class Value(Struct, frozen=True):
+    ref: str
+    data: Raw
+
+
+class ValuesAnswer(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="values"):
+    """`refs` of what was stored, in order; or the `values` that fit into one answer, at least one: ask again for the others."""
+
+    refs: list[str] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+
+
 class Events(Struct, frozen=True, tag_field="type", tag="events"):
     workspace: Workspace
     events: list[EventIn]

@@ -8,14 +8,18 @@ stranger.
 
 import base64
 import binascii
+import hashlib
 import hmac
 import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from protocol.limits import SIGNATURE_AGE_SECONDS_MAX
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 KEY_PREFIX: Final = "whsec_"
 KEY_BYTES_MIN: Final = 24
@@ -30,6 +34,11 @@ SIGNATURE_TEXT_MAX: Final = 16 * 100
 _MESSAGE_ID = re.compile(r"[!-\-/-~]{1,256}")
 _TIMESTAMP = re.compile(r"0|[1-9][0-9]{0,11}")
 _V1_VALUE = re.compile(r"[A-Za-z0-9+/]{43}=")
+# The header of nearly every message: the one signature of one key.
+_ONE_V1 = re.compile(r"v1,([A-Za-z0-9+/]{43}=)")
+_SHA256_BLOCK_BYTES: Final = 64
+_INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
 _ENTRY = re.compile(r"v[0-9]{1,3}[a-z]?,[A-Za-z0-9+/=]{1,100}")
 
 
@@ -59,6 +68,23 @@ class Key:
     """One signing key. Its secret never shows in `repr`."""
 
     secret: bytes = field(repr=False)
+    # The two hashes of HMAC-SHA256 (RFC 2104) with the key in them: copying them costs half of what taking in the key again does.
+    _inner: "_Hash" = field(init=False, repr=False, compare=False)
+    _outer: "_Hash" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        secret = self.secret if len(self.secret) <= _SHA256_BLOCK_BYTES else hashlib.sha256(self.secret).digest()
+        block = secret.ljust(_SHA256_BLOCK_BYTES, b"\0")
+        object.__setattr__(self, "_inner", hashlib.sha256(block.translate(_INNER_PAD)))
+        object.__setattr__(self, "_outer", hashlib.sha256(block.translate(_OUTER_PAD)))
+
+    def signature(self, head: bytes, body: bytes) -> bytes:
+        """The HMAC-SHA256 of head and body, as base64."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(head)
+        inner.update(body)
+        outer.update(inner.digest())
+        return binascii.b2a_base64(outer.digest(), newline=False)
 
     @classmethod
     def parse(cls, text: str) -> "Key":
@@ -103,8 +129,8 @@ def sign(keys: Sequence[Key], message_id: str, timestamp: int, body: bytes) -> s
         raise ValueError(f"The message id {message_id!r} must be 1–256 visible ASCII characters without a dot.")
     if not 0 <= timestamp <= 999_999_999_999:
         raise ValueError(f"The timestamp {timestamp} must be whole seconds since 1970.")
-    signed = f"{message_id}.{timestamp}.".encode("ascii") + body
-    return " ".join("v1," + _signature(key, signed).decode("ascii") for key in keys)
+    head = b"%b.%d." % (message_id.encode("ascii"), timestamp)
+    return " ".join(["v1," + key.signature(head, body).decode("ascii") for key in keys])
 
 
 def verify(
@@ -130,7 +156,7 @@ def verify(
         raise SignatureError("bad_id", "The webhook-id must be 1–256 visible ASCII characters without a dot.")
     _require_fresh(timestamp, now_seconds)
     candidates = _candidates(signature)
-    if not _fits(keys, f"{message_id}.{timestamp}.".encode("ascii") + body, candidates):
+    if not _fits(keys, f"{message_id}.{timestamp}.".encode("ascii"), body, candidates):
         raise SignatureError("no_match", "No signature fits a key of this workspace. Do both sides have the same signing key?")
 
 
@@ -176,12 +202,6 @@ def new_message_id() -> str:
     return "msg_" + secrets.token_hex(16)
 
 
-def _signature(key: Key, signed: bytes) -> bytes:
-    # hmac.digest is OpenSSL's one-shot form: half the cost of hmac.new for the small bodies that most calls
-    # are.
-    return binascii.b2a_base64(hmac.digest(key.secret, signed, "sha256"), newline=False)
-
-
 def _require_fresh(timestamp: str, now_seconds: float) -> None:
     if _TIMESTAMP.fullmatch(timestamp) is None:
         raise SignatureError("bad_timestamp", "The webhook-timestamp must be seconds since 1970 as a plain decimal integer.")
@@ -200,6 +220,9 @@ def _candidates(signature: str) -> list[bytes]:
     """The v1 signatures of a header. A header with anything odd in it is refused whole: an honest sender
     makes none.
     """
+    only = _ONE_V1.fullmatch(signature)
+    if only is not None:
+        return [only[1].encode("ascii")]
     if len(signature) > SIGNATURE_TEXT_MAX:
         raise SignatureError("too_many_signatures", f"The webhook-signature holds more than {SIGNATURES_MAX} signatures.")
     entries = signature.split(" ")
@@ -222,12 +245,12 @@ def _candidates(signature: str) -> list[bytes]:
     return values
 
 
-def _fits(keys: Sequence[Key], signed: bytes, candidates: Sequence[bytes]) -> bool:
+def _fits(keys: Sequence[Key], head: bytes, body: bytes, candidates: Sequence[bytes]) -> bool:
     # No early exit: the time depends on the numbers of keys and signatures, never on which of them fits or
     # how far.
     fits = False
     for key in keys:
-        expected = _signature(key, signed)
+        expected = key.signature(head, body)
         for candidate in candidates:
             fits |= hmac.compare_digest(expected, candidate)
     return fits

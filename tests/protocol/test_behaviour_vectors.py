@@ -25,7 +25,16 @@ def test_a_replay_plans_what_the_vector_says(case: dict[str, Any]) -> None:
         assert got["end"] is not None and expect["end"].items() <= got["end"].items()
 
 
-@pytest.mark.parametrize("case", **named(load("replays.json")["cases"]))
+@pytest.mark.parametrize("case", **named(load("replays.json")["ref_cases"]))
+def test_a_replay_with_references_plans_what_one_with_the_values_does(case: dict[str, Any]) -> None:
+    memo = [{**entry, "data": case["values"][entry["ref"]]} if "ref" in entry else entry for entry in case["memo"]]
+    expect = dict(case["expect"])
+    fetched = expect.pop("fetched")
+    assert plan({**case, "memo": memo}) == expect
+    assert set(fetched) == {entry["ref"] for entry in case["memo"] if "ref" in entry and entry["id"] in expect["delivered"]}
+
+
+@pytest.mark.parametrize("case", **named(load("replays.json")["cases"] + load("replays.json")["ref_cases"]))
 def test_the_memo_and_the_reports_of_a_replay_may_travel(case: dict[str, Any]) -> None:
     invocation = {
         "run_id": RUN, "generation": 1, "attempt": 1, "function": "f", "lease_seconds": 30,

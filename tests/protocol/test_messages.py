@@ -138,7 +138,8 @@ START = {"type": "start", "workspace": WORKSPACE, "function": "onboarding", "inp
 RESULT = {"type": "result", "workspace": WORKSPACE, "run_id": RUN, "wait_seconds": 20}
 MANIFEST = {
     "type": "manifest", "workspace": WORKSPACE, "sdk": {"name": "python", "version": "0.1.0"}, "protocol": [1],
-    "capabilities": {"checkpoint": True, "batch": {"max": 1}, "refs": False}, "deployment": "3f2a", "max_body": 67108864,
+    "capabilities": {"checkpoint": True, "batch": {"max": 64}, "refs": True, "alive": True},
+    "deployment": "3f2a", "max_body": 4194304,
     "functions": [{
         "id": "onboarding", "name": "onboarding", "triggers": [{"event": "user.created", "if": "event.data.id > 0"}],
         "retries": 3, "backoff": {"initial_seconds": 1, "factor": 2, "max_seconds": 3600, "jitter": True},
@@ -151,13 +152,19 @@ INVOKE = {"type": "invoke", "workspace": WORKSPACE, "invocations": [{
     "event": {"id": "e", "name": "user.created", "data": {"id": 1}, "received_at": "2026-01-31T09:00:00.000000Z"},
     "steps": [{"id": "a", "kind": "step", "position": 1, "data": None},
               {"id": "b", "kind": "step", "position": 2, "error": {"name": "E", "message": "m"}},
-              {"id": "c", "kind": "step", "position": 3, "abandoned": True}],
+              {"id": "c", "kind": "step", "position": 3, "abandoned": True},
+              {"id": "d", "kind": "step", "position": 4, "ref": "m:1:4", "bytes": 70000}],
     "retries": [{"id": "r", "attempt": 2, "in_seconds": 0}], "waiting": [{"id": "w", "kind": "wait_for_event"}],
 }]}  # fmt: skip
 OK = {"run_id": RUN, "generation": 7, "status": "ok", "lease_seconds": 30, "abandoned": ["z"],
       "resolved": [{"id": "a", "kind": "step", "position": 4}],
       "retries": [{"id": "r", "attempt": 2, "in_seconds": 1.5}]}  # fmt: skip
 REFUSED = {"run_id": OTHER, "generation": 1, "status": "refused", "error": {"code": "too_large", "message": "m", "hint": "h"}}
+ALIVE = {"type": "alive", "workspace": WORKSPACE, "process": "web-1.4711", "wait_seconds": 20, "runs": [
+    {"run_id": RUN, "generation": 7, "known": 3, "open_seconds": 840},
+    {"run_id": OTHER, "generation": 1, "known": 0, "open_seconds": 0}]}  # fmt: skip
+STORE = {"type": "values", "workspace": WORKSPACE, "run_id": RUN, "store": [{"x": 1}, None]}
+FETCH = {"type": "values", "workspace": WORKSPACE, "run_id": RUN, "fetch": ["m:1:4", "v:1"]}
 
 GOOD: list[tuple[str, Any, Callable[[bytes], Any]]] = [
     ("manifest_question.json", {"type": "manifest", "workspace": {"app": "*", "env": "dev"}}, messages.decode_call),
@@ -180,6 +187,22 @@ GOOD: list[tuple[str, Any, Callable[[bytes], Any]]] = [
     ("result_answer.json", {"type": "result", "run_id": RUN, "status": "completed", "output": {}}, messages.decode_result_answer),
     ("sync.json", SYNC, messages.decode_sync),
     ("sync_answer.json", {"type": "sync", "functions": 1, "changed": True}, messages.decode_sync_answer),
+    ("alive.json", ALIVE, messages.decode_alive),
+    (
+        "alive_answer.json",
+        {
+            "type": "alive",
+            "runs": [
+                {"run_id": RUN, "generation": 7, "lease_seconds": 30, "resolved": OK["resolved"]},
+                {"run_id": OTHER, "generation": 1, "status": "stale"},
+            ],
+        },
+        messages.decode_alive_answer,
+    ),
+    ("values.json", STORE, messages.decode_values),
+    ("values.json", FETCH, messages.decode_values),
+    ("values_answer.json", {"type": "values", "refs": ["v:1"]}, messages.decode_values_answer),
+    ("values_answer.json", {"type": "values", "values": [{"ref": "m:1:4", "data": {"x": 1}}]}, messages.decode_values_answer),
     ("refusal.json", {"code": "bad_signature", "message": "m", "hint": "h"}, messages.decode_refusal),
 ]
 by_schema = pytest.mark.parametrize(("schema", "message", "decode"), GOOD, ids=[name for name, *_ in GOOD])
@@ -216,7 +239,7 @@ def _spots(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     spots = [at] if at else []
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
-        spots += [] if key in ("data", "input", "output") else _spots(item, (*at, key))
+        spots += [] if key in ("data", "input", "output", "store") else _spots(item, (*at, key))
     return spots
 
 
@@ -228,7 +251,10 @@ odd_values = st.sampled_from(
 # Rules across several fields, which the schemas leave to the decoder.
 ONLY_DECODER = {"duplicate_run", "misplaced_op"}
 # What only the engine writes is read for its shape alone: the reader trusts the signature for the names in it.
-FROM_ENGINE = {"invoke.json", "checkpoint_answer.json", "events_answer.json", "start_answer.json", "result_answer.json"}
+FROM_ENGINE = {
+    "invoke.json", "checkpoint_answer.json", "events_answer.json", "start_answer.json", "result_answer.json", "alive_answer.json",
+    "values_answer.json",
+}  # fmt: skip
 
 
 @settings(max_examples=1500, deadline=None)
@@ -314,6 +340,14 @@ def test_refusals_say_what_and_where() -> None:
         (messages.decode_checkpoint, checkpoint(entry([]), entry([])), "duplicate_run", "/entries/1", RUN),
         (messages.decode_checkpoint, checkpoint(), "too_few", "/entries", "0 entries"),
         (messages.decode_checkpoint, checkpoint(entry([], "nope")), "bad_name", "/entries/0/run_id", "UUID"),
+        (messages.decode_alive, {**ALIVE, "runs": ALIVE["runs"][:1] * 2}, "duplicate_run", "/runs/1", RUN),
+        (messages.decode_alive, {**ALIVE, "process": "a\nb"}, "bad_name", "/process", "64"),
+        (messages.decode_alive, {**ALIVE, "wait_seconds": 31}, "out_of_range", "/wait_seconds", "30"),
+        (messages.decode_values, {**STORE, "fetch": ["v:1"]}, "bad_field", "", "either"),
+        (messages.decode_values, {**STORE, "store": []}, "bad_field", "", "either"),
+        (messages.decode_values, {**STORE, "store": [1, "x" * (4 << 20)]}, "too_large", "/store/1", "4194304"),
+        (messages.decode_values, {**FETCH, "fetch": ["v:1", ""]}, "bad_name", "/fetch/1", "128"),
+        (messages.decode_values, {**FETCH, "fetch": ["v:1"] * 1001}, "too_many", "/fetch", "1001"),
     ]  # fmt: skip
     for decode, message, code, place, words in cases:
         with pytest.raises(MessageRefused) as refused:

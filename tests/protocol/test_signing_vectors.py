@@ -1,6 +1,7 @@
 """The signing and line vectors against the package, and the package against the stock Standard Webhooks library."""
 
 import base64
+import hmac
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -151,3 +152,11 @@ def test_garbage_headers_are_refused_and_nothing_else_happens(
 def test_a_garbage_line_is_refused_and_nothing_else_happens(line: bytes) -> None:
     with pytest.raises(SignatureError):
         verify_line([Key(b"k" * 32)], "msg", line, 5)
+
+
+@pytest.mark.parametrize("secret_bytes", [24, 32, 64, 65, 100])
+@pytest.mark.parametrize("body_bytes", [0, 55, 64, 3_000])
+def test_a_signature_is_the_hmac_of_the_standard_library(secret_bytes: int, body_bytes: int) -> None:
+    secret, head, body = bytes(range(secret_bytes)), b"msg_1.1700000000.", b"x" * body_bytes
+    expected = base64.b64encode(hmac.digest(secret, head + body, "sha256"))
+    assert Key(secret).signature(head, body) == expected

@@ -28,6 +28,10 @@ DECODERS = {
     "result_answer.json": messages.decode_result_answer,
     "sync.json": messages.decode_sync,
     "sync_answer.json": messages.decode_sync_answer,
+    "alive.json": messages.decode_alive,
+    "alive_answer.json": messages.decode_alive_answer,
+    "values.json": messages.decode_values,
+    "values_answer.json": messages.decode_values_answer,
 }
 
 
@@ -91,7 +95,12 @@ def test_the_limits_of_the_page_are_the_limits_of_the_package() -> None:
     for sentence, number in [
         ("event 1 MiB", limits.EVENT_BYTES_MAX == 1 << 20),
         ("step result 4 MiB", limits.STEP_RESULT_BYTES_MAX == 4 << 20),
-        ("(64 MiB in this version)", limits.BODY_BYTES_MAX == 64 << 20),
+        ("any other body 64 MiB", limits.BODY_BYTES_MAX == 64 << 20),
+        ("needs no more than 4 MiB", limits.CALL_BYTES_MAX == 4 << 20),
+        ("values of 64 KiB and more", limits.REF_BYTES_MIN == 64 << 10),
+        ("10,000 runs a poll", limits.ALIVE_RUNS_MAX == 10_000),
+        ("1,000 values a request", limits.REFS_PER_MESSAGE_MAX == 1_000),
+        ("1–128 printable ASCII", limits.REF_CHARACTERS_MAX == 128),
         ("1,000 events a request", limits.EVENTS_PER_MESSAGE_MAX == 1000),
         ("10,000 memo entries a run", limits.MEMO_ENTRIES_MAX == 10_000),
         ("at most 64 KiB", limits.ERROR_BYTES_MAX == 64 << 10),

@@ -61,7 +61,7 @@ async def open_store(database: Database, workspace: Workspace) -> Store:
 
 
 def step(step_id: str, data: bytes = b"1", *, duration_seconds: float = 0.0, attempt: int = 1) -> Step:
-    return Step(step_id, Raw(data), attempt, datetime.now(UTC), duration_seconds, 0)
+    return Step(step_id, attempt, datetime.now(UTC), duration_seconds, 0, Raw(data))
 
 
 def step_error(step_id: str, message: str = "no", *, retriable: bool = True, attempt: int = 1) -> StepError:

@@ -156,6 +156,12 @@ class _Report:
     def _step(self, op: Step) -> Refused | None:
         if (refusal := self._place(op.id, "step")) is not None or self._is_settled(op.id):
             return refusal
+        if not isinstance(op.data, Raw):
+            return Refused(
+                "unknown_ref",
+                f"Step {op.id!r} refers to a value that this run does not have.",
+                "Store the value for this run (POST /v1/values) and send the step with its reference; a day later it is gone.",
+            )
         self._remember(
             NewMemo(
                 op.id,
@@ -352,6 +358,7 @@ class _Report:
             taken_events=tuple(memo.event_id for memo in self.memo if memo.event_id is not None),
             answered_abandoned=tuple(self.abandoned),
             answered_retries=tuple(self.answered_retries),
+            has_open=bool(self.open_waits or self.open_retries),
             invocation_outcome=outcome,
             invocation_detail=detail,
         )

@@ -131,6 +131,8 @@ class Transition:
     taken_events: tuple[UUID, ...] = ()
     answered_abandoned: tuple[str, ...] = ()
     answered_retries: tuple[tuple[str, int, float], ...] = ()
+    has_open: bool | None = None
+    """Whether waits or retries are open afterwards; None when the outcome changes nothing of that."""
     invocation_outcome: str | None = None
     invocation_detail: str | None = None
     lane_hold: LaneHold | None = None

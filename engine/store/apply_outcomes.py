@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from asyncpg.pgproto.pgproto import UUID as DriverUUID
 from msgspec import UNSET, Raw, UnsetType
 
 from engine.core.decide import decide
@@ -24,14 +25,17 @@ from engine.store.event_buckets import lock_event_buckets
 from engine.store.function_configs import read_function_configs
 from engine.store.group_writer import REQUEUE, Requeue
 from engine.store.match_waits import find_waiting_runs
+from engine.store.memo_entries import memo_entry
 from engine.store.read_recorded import read_recorded
 from engine.store.register_waits import PreparedWait, WantedWait, prepare_waits
 from engine.store.release_slots import release_slots
 from engine.store.sql import Connection, Sql
+from engine.store.stored_values import delete_used_values, inline_stored_values
 from engine.store.write_transitions import Decided, write_transitions
 from protocol.calls import MemoEntry, Retry
+from protocol.limits import REF_BYTES_MIN
 from protocol.ops import SendEvents, WaitForEvent
-from protocol.requests import EntryAnswer, Refusal
+from protocol.requests import CheckpointEntry, EntryAnswer, Refusal
 
 LOCK_REPORTED_RUNS = Sql(
     "lock_reported_runs",
@@ -65,8 +69,11 @@ FORGET_EVENT_IDS = Sql(
 READ_NEWS = Sql(
     "read_news",
     """
-SELECT step.run_id, step.step_id, step.kind, step.position, step.data, step.error, step.is_abandoned
-  FROM step JOIN unnest($run_ids::uuid[], $known::int[]) AS u (run_id, known) USING (run_id)
+SELECT step.run_id, step.step_id, step.kind, step.position, step.error, step.is_abandoned, octet_length(step.data) AS bytes,
+       CASE WHEN octet_length(step.data) < $ref_bytes_min THEN step.data
+            WHEN (SELECT (app.manifest::json #>> '{capabilities,refs}')::boolean FROM app WHERE app.workspace_id = u.workspace_id) THEN NULL
+            ELSE step.data END AS data
+  FROM step JOIN unnest($run_ids::uuid[], $workspace_ids::int[], $known::int[]) AS u (run_id, workspace_id, known) USING (run_id)
  WHERE step.position > u.known
  ORDER BY step.run_id, step.position""",
 )
@@ -80,6 +87,12 @@ class RunReport:
     run_id: UUID
     generation: int
     outcome: Outcome
+
+
+def report_of_entry(workspace_id: int, entry: CheckpointEntry) -> RunReport:
+    """What an entry of a checkpoint reports. The driver's UUIDs are made, hashed and sent several times faster than others."""
+    outcome = Reported(tuple(entry.ops), entry.known, entry.ends)
+    return RunReport(workspace_id, DriverUUID(entry.run_id), entry.generation, outcome)
 
 
 @dataclass(slots=True)
@@ -102,21 +115,23 @@ async def apply_outcomes(
     first_of: dict[UUID, RunReport] = {}
     for report in reports:
         first_of.setdefault(report.run_id, report)
-    sends = [send for report in first_of.values() for send in _sends(report)]
+    inlined = {report.run_id: report for report in await inline_stored_values(conn, list(first_of.values()))}
+    sends = [send for report in inlined.values() for send in _sends(report)]
     await lock_event_buckets(
         conn,
         shared={(send.event.workspace_id, send.event.name) for send in sends},
-        exclusive=_wait_names(first_of.values()),
+        exclusive=_wait_names(inlined.values()),
     )
     # Ids before runs, as ingest does it: the other order deadlocks with a post of the same event id.
     fresh = {event.event_id for event in await claim_event_ids(conn, [send.event for send in sends])} if sends else set()
-    runs, leases, held_elsewhere = await _lock_runs(conn, list(first_of), [send.event for send in sends])
+    runs, leases, held_elsewhere = await _lock_runs(conn, list(inlined), [send.event for send in sends])
     answers: dict[UUID, EntryAnswer] = {}
-    valid = _fence(first_of, runs, held_elsewhere, answers)
-    await _recognize_repeated(conn, first_of, answers)
+    valid = _fence(inlined, runs, held_elsewhere, answers)
+    await _recognize_repeated(conn, inlined, answers)
     applied = Applied()
     decided = await _decide(conn, valid, runs, answers, applied)
     written = await write_transitions(conn, decided, lease_seconds)
+    await delete_used_values(conn, [first_of[item.run.run_id] for item in decided if item.transition is not None])
     woke_runs = await write_events(conn, await _outgoing(conn, sends, decided, fresh))
     promoted, applied.owes_promotion = await release_slots(conn, written.left_lease)
     applied.has_due_runs = written.has_due_runs or woke_runs or promoted
@@ -365,20 +380,19 @@ async def _read_news(conn: Connection, decided: list[Decided]) -> dict[UUID, lis
     ]
     if not asking:
         return {}
-    rows = await conn.fetch(READ_NEWS, run_ids=[run.run_id for run, _ in asking], known=[known for _, known in asking])
+    rows = await conn.fetch(
+        READ_NEWS,
+        run_ids=[run.run_id for run, _ in asking],
+        workspace_ids=[run.workspace_id for run, _ in asking],
+        known=[known for _, known in asking],
+        ref_bytes_min=REF_BYTES_MIN,
+    )
     position_before = {run.run_id: run.position for run, _ in asking}
     news: dict[UUID, list[MemoEntry]] = {}
     for row in rows:
         if row["position"] <= position_before[row["run_id"]]:
-            entry = MemoEntry(
-                row["step_id"],
-                row["kind"],
-                row["position"],
-                data=_raw(row["data"]),
-                error=_raw(row["error"]),
-                abandoned=row["is_abandoned"],
-            )
-            news.setdefault(row["run_id"], []).append(entry)
+            # The statement left data out where the app takes a reference instead.
+            news.setdefault(row["run_id"], []).append(memo_entry(row, has_refs=True))
     return news
 
 

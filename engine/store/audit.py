@@ -142,6 +142,17 @@ SELECT ARRAY[step_retry.run_id::text, step_retry.step_id] AS objects, 'The retry
  LIMIT $findings_max""",
     ),
     Sql(
+        "audit_open_but_not_marked",
+        """
+SELECT ARRAY[live_run.run_id::text] AS objects,
+       'The run has open waits or retries, but its row says that nothing is open.' AS sentence
+  FROM live_run
+ WHERE NOT live_run.has_open
+   AND (EXISTS (SELECT FROM wait WHERE wait.run_id = live_run.run_id)
+        OR EXISTS (SELECT FROM step_retry WHERE step_retry.run_id = live_run.run_id))
+ LIMIT $findings_max""",
+    ),
+    Sql(
         "audit_taken_event_of_no_run",
         """
 SELECT ARRAY[taken_event.run_id::text, taken_event.event_id::text] AS objects,

@@ -57,5 +57,7 @@ async def cancel_run(conn: Connection, workspace_id: int, run_id: UUID) -> Cance
         return CancelResult("already_ended", end["status"])
     is_leased = row["state"] == "leased"
     await conn.execute(CANCEL_RUN, run_id=run_id, is_leased=is_leased, generation=row["generation"])
+    if is_leased:
+        conn.run_news.append(run_id)
     has_due_runs, owes_promotion = (False, False) if is_leased else await release_slots(conn, [run_id])
     return CancelResult("cancelled", None, has_due_runs, owes_promotion)

@@ -1,27 +1,32 @@
 """Claims due runs for an engine: in one transaction the lanes are visited in turn, limits are taken, and leases are given.
 
 What does not get a slot parks at the key that is full, so blocked work is never scanned past again. The claim decides nothing about
-limits itself: `core.admit` does.
+limits itself: `core.admit` does. What is leased is read in the same transaction, most of it in the same statement.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from engine.core.admit import Admission, Candidate, admit
 from engine.store.crash_points import crash_point
+from engine.store.lease import Lease
+from engine.store.read_invocations import Handover, LeasedRun, fill_invocations, leased_run, read_invocations
 from engine.store.release_slots import add_held, lock_keys, promote
 from engine.store.sql import Connection, Sql
 
 LANES_PER_CLAIM_MAX = 64
 
-# The lanes with ready runs are found by hopping along the index, so a lane costs the same whether it holds ten runs or a million.
-FIND_DUE_RUNS = Sql(
-    "find_due_runs",
+# The lanes with ready runs are found by hopping along the index, so a lane costs the same whether it holds ten runs or a million. What
+# is asked of each is asked in its turn: a join would visit all lanes, and in an order of its own.
+# Runs without limits are leased and read at once; the others are locked, and `admit` decides about them. The arrays keep the planner at
+# looking each run up, whatever it thinks of their number.
+CLAIM_DUE_RUNS = Sql(
+    "claim_due_runs",
     """
 WITH RECURSIVE lane AS (
   (SELECT function_id FROM live_run WHERE state = 'ready' AND function_id > $after_lane ORDER BY function_id LIMIT 1)
@@ -34,18 +39,34 @@ WITH RECURSIVE lane AS (
   SELECT function_id FROM lane
    WHERE NOT EXISTS (SELECT FROM lane_hold WHERE lane_hold.function_id = lane.function_id
                                             AND lane_hold.held_until > clock_timestamp())
-     AND NOT EXISTS (SELECT FROM function WHERE function.function_id = lane.function_id
-                                            AND function.workspace_id = ANY($full_workspaces::int[]))
+     AND (SELECT workspace_id FROM function WHERE function.function_id = lane.function_id) <> ALL ($full_workspaces::int[])
    LIMIT $lanes_max
+), due AS MATERIALIZED (
+  SELECT due.run_id, due.function_id, due.limit_key_ids
+    FROM open_lane CROSS JOIN LATERAL (
+         SELECT run_id, function_id, limit_key_ids FROM live_run
+          WHERE state = 'ready' AND function_id = open_lane.function_id
+          ORDER BY order_at, run_id
+          LIMIT (SELECT greatest(1, ceil($runs_max::float8 / count(*)))::bigint FROM open_lane)
+          FOR UPDATE SKIP LOCKED) AS due
+   LIMIT $runs_max
+), leased AS (
+  UPDATE live_run
+     SET state = 'leased', generation = generation + 1, engine_id = $engine_id, leased_at = clock_timestamp(),
+         due_at = clock_timestamp() + make_interval(secs => $lease_seconds)
+   WHERE run_id = ANY(ARRAY(SELECT run_id FROM due WHERE limit_key_ids IS NULL))
+  RETURNING run_id, workspace_id, function_id, generation, position, attempt, interruptions, has_open
 )
-SELECT due.run_id, due.function_id, due.limit_key_ids
-  FROM open_lane CROSS JOIN LATERAL (
-       SELECT run_id, function_id, limit_key_ids FROM live_run
-        WHERE state = 'ready' AND function_id = open_lane.function_id
-        ORDER BY order_at, run_id
-        LIMIT (SELECT greatest(1, ceil($runs_max::float8 / count(*)))::bigint FROM open_lane)
-        FOR UPDATE SKIP LOCKED) AS due
- LIMIT $runs_max""",
+SELECT leased.run_id, leased.function_id, NULL::bigint[] AS limit_key_ids, leased.workspace_id, leased.generation, leased.position,
+       leased.attempt, leased.interruptions, leased.has_open, event.external_id, event.name, event.data, event.received_at,
+       workspace.sync_version
+  FROM leased
+  JOIN run USING (run_id)
+  JOIN event USING (event_id)
+  JOIN workspace ON workspace.workspace_id = leased.workspace_id
+UNION ALL
+SELECT run_id, function_id, limit_key_ids, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM due WHERE limit_key_ids IS NOT NULL""",
 )
 READ_RESERVATIONS = Sql("read_reservations", "SELECT run_id, limit_key_id FROM slot WHERE run_id = ANY($run_ids::uuid[])")
 PARK_RUNS = Sql(
@@ -80,31 +101,23 @@ UPDATE live_run
    SET state = 'leased', generation = generation + 1, engine_id = $engine_id, leased_at = clock_timestamp(),
        due_at = clock_timestamp() + make_interval(secs => $lease_seconds)
  WHERE run_id = ANY($run_ids::uuid[])
-RETURNING run_id, workspace_id, function_id, generation, position, attempt""",
+RETURNING run_id, workspace_id, function_id, generation, position, attempt, interruptions""",
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """The right of this engine to execute a run until its lease ends."""
-
-    run_id: UUID
-    workspace_id: int
-    function_id: int
-    generation: int
-    position: int
-    attempt: int
-
-
-@dataclass(frozen=True, slots=True)
 class Claimed:
-    """The leases given, the lane after which the next claim goes on (0: from the first), and whether more may be due."""
+    """The leases given, the lane after which the next claim goes on (0: from the first), and whether more may be due.
+
+    `handovers`: what the calls of the leases carry; each of them must be started after the commit.
+    """
 
     leases: tuple[Lease, ...]
     last_lane: int
     found: int
     has_due_runs: bool = False
     owes_promotion: bool = False
+    handovers: list[Handover] = field(default_factory=list)
 
 
 async def claim_runs(
@@ -117,35 +130,60 @@ async def claim_runs(
 ) -> Claimed:
     """Lease up to `runs_max` due runs, an equal part from each lane that has any; none of `full_workspaces`."""
     bounds = {"lanes_max": LANES_PER_CLAIM_MAX, "runs_max": runs_max, "full_workspaces": list(full_workspaces)}
-    due = await conn.fetch(FIND_DUE_RUNS, after_lane=after_lane, **bounds)
+    lease = {"engine_id": engine_id, "lease_seconds": lease_seconds}
+    due = await conn.fetch(CLAIM_DUE_RUNS, after_lane=after_lane, **bounds, **lease)
     if not due and after_lane:
-        due = await conn.fetch(FIND_DUE_RUNS, after_lane=0, **bounds)
+        due = await conn.fetch(CLAIM_DUE_RUNS, after_lane=0, **bounds, **lease)
     if not due:
         return Claimed((), 0, 0)
-    limited = [row for row in due if row["limit_key_ids"]]
-    admitted = [row["run_id"] for row in due if not row["limit_key_ids"]]
+    runs: list[LeasedRun] = []
+    limited: list[Any] = []
+    versions: dict[int, int] = {}
+    for row in due:
+        if row["generation"] is None:
+            limited.append(row)
+        else:
+            versions[row["workspace_id"]] = row["sync_version"]
+            runs.append(leased_run(_lease(row), row, lease_seconds))
+    handovers = await fill_invocations(conn, runs, versions)
     has_due_runs, owes_promotion = False, False
-    admission: Admission | None = None
     if limited:
         admission, has_due_runs, owes_promotion = await _admit(conn, limited)
-        admitted += admission.admitted
-    leases: list[Lease] = []
-    if admitted:
-        rows = await conn.fetch(LEASE_RUNS, run_ids=admitted, engine_id=engine_id, lease_seconds=lease_seconds)
-        leases = [Lease(**dict(row)) for row in rows]
-    if admission is not None and admission.admitted:
-        if admission.taken:
-            await conn.execute(
-                TAKE_SLOTS,
-                run_ids=[run_id for run_id, _ in admission.taken],
-                key_ids=[key_id for _, key_id in admission.taken],
-            )
-        await conn.execute(USE_RESERVATIONS, run_ids=list(admission.admitted))
+        handovers += await _lease_admitted(conn, admission, engine_id, lease_seconds)
     lanes = {row["function_id"] for row in due}
     # Also when there was no room for more runs: the lanes behind would otherwise never have their turn in a full engine.
     last_lane = max(lanes) if len(lanes) >= LANES_PER_CLAIM_MAX or len(due) >= runs_max else 0
     crash_point("claim_before_commit")
-    return Claimed(tuple(leases), last_lane, len(due), has_due_runs, owes_promotion)
+    leases = tuple(handover.lease for handover in handovers)
+    return Claimed(leases, last_lane, len(due), has_due_runs, owes_promotion, handovers)
+
+
+async def _lease_admitted(conn: Connection, admission: Admission, engine_id: UUID, lease_seconds: float) -> list[Handover]:
+    """Lease the runs that have all their slots; what their calls carry."""
+    if not admission.admitted:
+        return []
+    run_ids = list(admission.admitted)
+    rows = await conn.fetch(LEASE_RUNS, run_ids=run_ids, engine_id=engine_id, lease_seconds=lease_seconds)
+    if admission.taken:
+        await conn.execute(
+            TAKE_SLOTS,
+            run_ids=[run_id for run_id, _ in admission.taken],
+            key_ids=[key_id for _, key_id in admission.taken],
+        )
+    await conn.execute(USE_RESERVATIONS, run_ids=run_ids)
+    return await read_invocations(conn, [_lease(row) for row in rows])
+
+
+def _lease(row: Any) -> Lease:
+    return Lease(
+        row["run_id"],
+        row["workspace_id"],
+        row["function_id"],
+        row["generation"],
+        row["position"],
+        row["attempt"],
+        row["interruptions"],
+    )
 
 
 async def _admit(conn: Connection, limited: Sequence[Any]) -> tuple[Admission, bool, bool]:

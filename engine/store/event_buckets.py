@@ -10,36 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from zlib import crc32
 
-from engine.store.sql import Connection, Sql
+from engine.store.sql import Connection
 
 BUCKETS = 256
 # The first key of our two-key advisory locks, so that they do not meet those of other programs on the database.
 LOCK_CLASS = 0x64757231
 
-LOCK_BUCKETS = Sql(
-    "lock_event_buckets",
-    """
-SELECT CASE WHEN wanted.is_exclusive
-            THEN pg_advisory_xact_lock($lock_class, wanted.bucket)
-            ELSE pg_advisory_xact_lock_shared($lock_class, wanted.bucket) END
-  FROM (SELECT * FROM unnest($buckets::int[], $exclusive::bool[]) AS u (bucket, is_exclusive) ORDER BY bucket) AS wanted""",
-)
-
 EventName = tuple[int, str]
 
 
+def bucket_locks(*, shared: Iterable[EventName] = (), exclusive: Iterable[EventName] = ()) -> str:
+    """Statements that lock the buckets of these (workspace id, event name) pairs, each once, in the stronger mode, in ascending order.
+
+    A text without parameters, so that it can travel with BEGIN; nothing stands in it but numbers that are made here.
+    """
+    modes = {bucket_of(*name): "_shared" for name in shared}
+    modes |= {bucket_of(*name): "" for name in exclusive}
+    return "".join(f"SELECT pg_advisory_xact_lock{modes[bucket]}({LOCK_CLASS},{bucket});" for bucket in sorted(modes))
+
+
 async def lock_event_buckets(conn: Connection, *, shared: Iterable[EventName] = (), exclusive: Iterable[EventName] = ()) -> None:
-    """Lock the buckets of these (workspace id, event name) pairs, each once, in the stronger mode, in ascending order."""
-    modes = {bucket_of(*name): False for name in shared}
-    modes |= {bucket_of(*name): True for name in exclusive}
-    if modes:
-        buckets = sorted(modes)
-        await conn.fetch(
-            LOCK_BUCKETS,
-            lock_class=LOCK_CLASS,
-            buckets=buckets,
-            exclusive=[modes[bucket] for bucket in buckets],
-        )
+    """Lock these buckets, unless the transaction was opened with just that."""
+    locks = bucket_locks(shared=shared, exclusive=exclusive)
+    if locks and locks != conn.opening:
+        await conn.execute_script(locks)
 
 
 def bucket_of(workspace_id: int, event_name: str) -> int:

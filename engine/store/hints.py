@@ -1,11 +1,14 @@
-"""Wake-up hints: "a run may be due", "a timer came nearer", "this run has ended". A hint may be lost or wrong; rows are the truth.
+"""Wake-up hints: "a run may be due", "a timer came nearer", "this run has ended", "a leased run has news". A hint may be lost or
+wrong; rows are the truth.
 
 A lookout gives them anew once a second where there is something to do, so a lost hint costs time and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from uuid import UUID
 
 import trio
@@ -29,6 +32,14 @@ class Hint:
         self._event = trio.Event()
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class NewsWatch:
+    """Someone who waits for news of these runs."""
+
+    run_ids: frozenset[UUID]
+    hint: Hint
+
+
 class Hints:
     """The hints of one engine process. `tell_others` is called with the name of each that other engines should hear too."""
 
@@ -41,7 +52,8 @@ class Hints:
         self.backfill_owed = Hint()
         self.tell_others: Callable[[str], None] = lambda name: None
         self.has_others = False
-        self._run_ends: dict[UUID, trio.Event] = {}
+        self._run_ends: dict[UUID, list[Hint]] = {}
+        self._news_watches: set[NewsWatch] = set()
         self._held_workspaces: set[int] = set()
 
     def runs_are_due(self) -> None:
@@ -69,19 +81,48 @@ class Hints:
             self.run_due.give()
         elif name == "timer_near":
             self.timer_near.give()
+        elif name == "run_news":
+            # It names no runs: whoever watches any looks at once.
+            for watch in self._news_watches:
+                watch.hint.give()
+
+    def runs_have_news(self, run_ids: Iterable[UUID]) -> None:
+        """Something came to leased runs from outside: a wait has ended, or they were cancelled."""
+        wanted = set(run_ids)
+        for watch in self._news_watches:
+            if not watch.run_ids.isdisjoint(wanted):
+                watch.hint.give()
+        self.tell_others("run_news")
+
+    @contextmanager
+    def watch_news(self, run_ids: Iterable[UUID]) -> Iterator[Hint]:
+        """The hint that one of these runs has news, while the block runs."""
+        watch = NewsWatch(frozenset(run_ids), Hint())
+        self._news_watches.add(watch)
+        try:
+            yield watch.hint
+        finally:
+            self._news_watches.discard(watch)
 
     def runs_ended(self, run_ids: Iterable[UUID]) -> None:
         for run_id in run_ids:
-            event = self._run_ends.pop(run_id, None)
-            if event is not None:
-                event.set()
+            for hint in self._run_ends.get(run_id, ()):
+                hint.give()
+
+    @contextmanager
+    def watch_run_end(self, run_id: UUID) -> Iterator[Hint]:
+        """The hint that this process saw the run end, while the block runs: look after it began, and no end is missed."""
+        hint = Hint()
+        self._run_ends.setdefault(run_id, []).append(hint)
+        try:
+            yield hint
+        finally:
+            watching = self._run_ends[run_id]
+            watching.remove(hint)
+            if not watching:
+                del self._run_ends[run_id]
 
     async def wait_run_end(self, run_id: UUID, at_most_seconds: float) -> None:
         """Return when this process saw the run end, or after the time."""
-        event = self._run_ends.setdefault(run_id, trio.Event())
-        try:
-            with trio.move_on_after(at_most_seconds):
-                await event.wait()
-        finally:
-            if not event.is_set() and not event.statistics().tasks_waiting:
-                self._run_ends.pop(run_id, None)
+        with self.watch_run_end(run_id) as ended, trio.move_on_after(at_most_seconds):
+            await ended.wait()

@@ -42,7 +42,8 @@ WITH resolved AS (
                                   AND before.interruptions = 0) AS wakes
                              FROM live_run AS before WHERE before.run_id = counted.run_id) AS state
    WHERE live_run.run_id = counted.run_id
-  RETURNING live_run.run_id, live_run.position - counted.entries AS position_before, live_run.generation, wakes
+  RETURNING live_run.run_id, live_run.position - counted.entries AS position_before, live_run.generation, wakes,
+            live_run.state = 'leased' AS is_leased
 ), written AS (
   INSERT INTO step (run_id, step_id, position, kind, data, event_id, generation, planned_at)
   SELECT resolved.run_id, resolved.step_id, woken.position_before + resolved.place, resolved.kind, resolved.data,
@@ -53,7 +54,7 @@ WITH resolved AS (
   SELECT run_id, event_id FROM resolved WHERE event_id IS NOT NULL
   ON CONFLICT DO NOTHING
 )
-SELECT run_id FROM woken WHERE wakes""",
+SELECT run_id, wakes FROM woken WHERE wakes OR is_leased""",
 )
 
 
@@ -85,4 +86,5 @@ async def resolve_waits(conn: Connection, resolved: Sequence[ResolvedWait]) -> l
         event_ids=[wait.event_id for wait in resolved],
         planned_at=[wait.planned_at for wait in resolved],
     )
-    return [row["run_id"] for row in rows]
+    conn.run_news.extend(row["run_id"] for row in rows if not row["wakes"])
+    return [row["run_id"] for row in rows if row["wakes"]]

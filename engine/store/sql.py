@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 import asyncpg
+
+from engine.store.function_cache import FunctionCache
 
 _PARAMETER = re.compile(r"\$([a-z_][a-z0-9_]*)")
 
@@ -32,12 +35,19 @@ class Sql:
 
 
 class Connection:
-    """A connection inside one transaction. It lives in the asyncio loop; store functions get it and never keep it."""
+    """A connection inside one transaction. It lives in the asyncio loop; store functions get it and never keep it.
 
-    __slots__ = ("_raw",)
+    `run_news` collects leased runs to which something came from outside; whoever waits for it hears of it after the commit.
+    `functions` is what the process knows of its database's apps; `opening` is the script that the transaction was opened with.
+    """
 
-    def __init__(self, raw: Any) -> None:
+    __slots__ = ("_raw", "functions", "opening", "run_news")
+
+    def __init__(self, raw: Any, functions: FunctionCache | None = None, opening: str = "") -> None:
         self._raw = raw
+        self.functions = FunctionCache() if functions is None else functions
+        self.opening = opening
+        self.run_news: list[UUID] = []
 
     async def fetch(self, sql: Sql, **values: Any) -> list[asyncpg.Record]:
         return await self._raw.fetch(sql.text, *_ordered(sql, values))  # type: ignore[no-any-return]
@@ -55,7 +65,7 @@ class Connection:
         return int(count) if count.isdigit() else 0
 
     async def execute_script(self, text: str) -> None:
-        """Run a migration: several statements, no parameters."""
+        """Run several statements without parameters, in one round trip: a migration, or locks whose numbers are ours."""
         await self._raw.execute(text)
 
 

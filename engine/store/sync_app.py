@@ -29,6 +29,13 @@ INSERT INTO app (workspace_id, serve_url, manifest, deployment) VALUES ($workspa
 ON CONFLICT (workspace_id) DO UPDATE
    SET serve_url = excluded.serve_url, manifest = excluded.manifest, deployment = excluded.deployment, synced_at = now()""",
 )
+# The time keeps a version from naming two states of a workspace, should a standby that missed the last ones take over.
+BUMP_SYNC_VERSION = Sql(
+    "bump_sync_version",
+    """
+UPDATE workspace SET sync_version = greatest(sync_version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+ WHERE workspace_id = $workspace_id""",
+)
 PUT_FUNCTIONS = Sql(
     "put_functions",
     """
@@ -133,6 +140,7 @@ async def sync_app(conn: Connection, workspace_id: int, serve_url: str, manifest
     await conn.execute(LOCK_WORKSPACE_FOR_SYNC, workspace_id=workspace_id)
     if await _is_known(conn, workspace_id, serve_url, text):
         return Synced(len(manifest.functions), is_changed=False)
+    await conn.execute(BUMP_SYNC_VERSION, workspace_id=workspace_id)
     await conn.execute(PUT_APP, workspace_id=workspace_id, serve_url=serve_url, manifest=text, deployment=manifest.deployment)
     by_name = {function.id: function for function in manifest.functions}
     removed = [row["function_id"] for row in await conn.fetch(REMOVE_FUNCTIONS, workspace_id=workspace_id, names=list(by_name))]

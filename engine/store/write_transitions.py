@@ -78,12 +78,12 @@ UPDATE_LEASED_RUNS = Sql(
     """
 UPDATE live_run
    SET position = u.position, memo_bytes = u.memo_bytes, attempt = u.attempt, interruptions = u.interruptions,
-       undelivered = u.undelivered, mismatches = u.mismatches,
+       undelivered = u.undelivered, mismatches = u.mismatches, has_open = coalesce(u.has_open, live_run.has_open),
        due_at = CASE WHEN live_run.due_at > clock_timestamp() + make_interval(secs => $lease_seconds * 2 / 3) THEN live_run.due_at
                      ELSE clock_timestamp() + make_interval(secs => $lease_seconds) END
   FROM unnest($run_ids::uuid[], $positions::int[], $memo_bytes::int[], $attempts::int[], $interruptions::int[],
-              $undelivered::int[], $mismatches::int[])
-       AS u (run_id, position, memo_bytes, attempt, interruptions, undelivered, mismatches)
+              $undelivered::int[], $mismatches::int[], $has_open::bool[])
+       AS u (run_id, position, memo_bytes, attempt, interruptions, undelivered, mismatches, has_open)
  WHERE live_run.run_id = u.run_id""",
 )
 UPDATE_LEFT_RUNS = Sql(
@@ -93,10 +93,11 @@ UPDATE live_run
    SET state = u.state, due_at = clock_timestamp() + make_interval(secs => u.delay_seconds), parked_for = u.parked_for,
        order_at = clock_timestamp(), engine_id = NULL, leased_at = NULL,
        position = u.position, memo_bytes = u.memo_bytes, attempt = u.attempt, interruptions = u.interruptions,
-       undelivered = u.undelivered, mismatches = u.mismatches
+       undelivered = u.undelivered, mismatches = u.mismatches, has_open = coalesce(u.has_open, live_run.has_open)
   FROM unnest($run_ids::uuid[], $states::text[], $delays::float8[], $parked_for::text[], $positions::int[], $memo_bytes::int[],
-              $attempts::int[], $interruptions::int[], $undelivered::int[], $mismatches::int[])
-       AS u (run_id, state, delay_seconds, parked_for, position, memo_bytes, attempt, interruptions, undelivered, mismatches)
+              $attempts::int[], $interruptions::int[], $undelivered::int[], $mismatches::int[], $has_open::bool[])
+       AS u (run_id, state, delay_seconds, parked_for, position, memo_bytes, attempt, interruptions, undelivered, mismatches,
+             has_open)
  WHERE live_run.run_id = u.run_id""",
 )
 END_RUNS = Sql(
@@ -322,6 +323,7 @@ def _counts(transitions: Transitions) -> dict[str, list[object]]:
         "interruptions": [transition.counters.interruptions for _, transition in transitions],
         "undelivered": [transition.counters.undelivered for _, transition in transitions],
         "mismatches": [transition.counters.mismatches for _, transition in transitions],
+        "has_open": [transition.has_open for _, transition in transitions],
     }
 
 

@@ -44,7 +44,7 @@ def run(**changed: Any) -> LiveRun:
 
 
 def step(step_id: str, data: bytes = b"1", **changed: Any) -> Step:
-    return Step(step_id, Raw(data), changed.get("attempt", 1), NOW, 0.5, changed.get("seen", 0))
+    return Step(step_id, changed.get("attempt", 1), NOW, 0.5, changed.get("seen", 0), Raw(data))
 
 
 def step_error(step_id: str, *, retriable: bool = True, attempt: int = 1, **options: Any) -> StepError:
@@ -142,6 +142,14 @@ def test_a_committed_result_is_never_replaced() -> None:
 
 def test_the_second_result_of_one_message_is_ignored() -> None:
     assert [memo.data for memo in decided(step("a", b"1"), step("a", b"2"), ends=False).memo] == ["1"]
+
+
+def test_a_reference_that_nobody_resolved_is_refused_unless_the_step_has_its_entry_already() -> None:
+    by_ref = Step("a", 1, NOW, 0.5, 0, ref="v:1")
+    refusal = refused(by_ref)
+    assert refusal.code == "unknown_ref" and "'a'" in refusal.message and refusal.hint
+    again = decided(by_ref, ends=False, recorded=Recorded(steps={"a": RecordedStep("step", 1)}))
+    assert again.memo == ()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ BREAKS = {
     "wait_pending_too_long": "UPDATE wait SET is_pending = true, registered_at = now() - interval '61 s' WHERE kind = 'wait_for_event'",
     "wait_pending_on_ready_shape": "UPDATE event_shape SET is_ready = true; UPDATE wait SET is_pending = true WHERE kind <> 'sleep'",
     "retry_of_no_run": "INSERT INTO step_retry SELECT run_id, 'r', 2, now() FROM run_end LIMIT 1",
+    "open_but_not_marked": "UPDATE live_run SET has_open = false WHERE state = 'waiting'",
     "taken_event_of_no_run": "INSERT INTO taken_event VALUES (gen_random_uuid(), gen_random_uuid())",
     "positions_not_dense": "UPDATE step SET position = 5",
     "settled_and_open": "INSERT INTO step_retry SELECT run_id, step_id, 2, now() FROM step",

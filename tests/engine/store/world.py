@@ -22,8 +22,9 @@ from engine.core.outcome import Outcome, Reported
 from engine.store.append_events import Appended, NewEvent, append_events
 from engine.store.apply_outcomes import Applied, RunReport, apply_outcomes
 from engine.store.audit import audit
-from engine.store.claim_runs import Lease, claim_runs
+from engine.store.claim_runs import Claimed, claim_runs
 from engine.store.database import Database
+from engine.store.lease import Lease
 from engine.store.sql import Connection
 from engine.store.sync_app import sync_app
 from engine.store.workspaces import find_or_create_workspace
@@ -46,7 +47,7 @@ def function(name: str, *events: str, limit: int | None = None, key: str | None 
 
 
 def step(step_id: str, data: object = 1) -> Step:
-    return Step(step_id, Raw(msgspec.json.encode(data)), 1, datetime.now(UTC), 0.01, 0)
+    return Step(step_id, 1, datetime.now(UTC), 0.01, 0, Raw(msgspec.json.encode(data)))
 
 
 def step_error(step_id: str, attempt: int = 1, **options: Any) -> StepError:
@@ -90,8 +91,11 @@ class World:
         return run_id
 
     async def claim(self, runs_max: int = 100, *, engine_id: UUID | None = None) -> list[Lease]:
-        claimed = await self.database.transact(claim_runs, engine_id or self.engine_id, runs_max, LEASE_SECONDS)
-        return list(claimed.leases)
+        return list((await self.claimed(runs_max, engine_id=engine_id)).leases)
+
+    async def claimed(self, runs_max: int = 100, *, engine_id: UUID | None = None) -> Claimed:
+        """Claim, with what there is to hand over."""
+        return await self.database.transact(claim_runs, engine_id or self.engine_id, runs_max, LEASE_SECONDS)
 
     async def claim_one(self) -> Lease:
         [lease] = await self.claim()

@@ -25,8 +25,9 @@ from engine.api.services import EngineInfo, Services
 from engine.core.ids import uuid7
 from engine.logs import configure_logs
 from engine.nursery.context import EngineContext, Limits
-from engine.nursery.group_writers import make_event_writer, make_report_writer
+from engine.nursery.group_writers import HandingOver, make_event_writer, make_report_writer
 from engine.nursery.inflight import InflightRuns
+from engine.nursery.intake import Intake
 from engine.nursery.task_tree import task_tree
 from engine.nursery.tree import run_engine
 from engine.store.admin_tokens import has_admin_token, register_dev_token
@@ -118,17 +119,21 @@ async def _serve(settings: Settings, database: Database, say: Callable[[str], No
     engine_id: UUID = uuid7(int(time.time() * 1000), os.urandom(10))
     name = f"{socket.gethostname()}:{os.getpid()}"
     hints = Hints()
+    database.on_run_news = hints.runs_have_news
     sealer = open_sealer(os.environ, home=durable_home() if settings.database_url is None else None)
     is_dev = settings.mode == "dev"
+    inflight = InflightRuns(settings.limits.runs_in_flight_max, settings.limits.bytes_in_flight_max)
+    intake = Intake(inflight)
     async with AppClient(allow_local=is_dev, allowed_networks=settings.allowed_networks) as apps:
         engine = EngineContext(
             engine_id=engine_id,
             name=name,
             database=database,
-            events=make_event_writer(database, hints),
+            events=make_event_writer(database, hints, HandingOver(engine_id, settings.limits.lease_seconds, intake)),
             reports=make_report_writer(database, hints, settings.limits.lease_seconds),
             hints=hints,
-            inflight=InflightRuns(settings.limits.runs_in_flight_max),
+            inflight=inflight,
+            intake=intake,
             apps=apps,
             keyring=Keyring(database, sealer, settings.dev_key),
             limits=settings.limits,
@@ -168,6 +173,8 @@ def _services(settings: Settings, engine: EngineContext, sealer: Sealer, root: t
         is_ready=is_ready,
         task_tree=lambda: task_tree(root),
         on_checkpoint=engine.inflight.news,
+        on_alive=engine.inflight.lease_renewed,
+        lease_seconds=settings.limits.lease_seconds,
         engine=EngineInfo(engine.engine_id, engine.name, __version__, datetime.now(UTC)),
     )
 

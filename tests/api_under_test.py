@@ -19,15 +19,16 @@ from engine.api.server import create_api
 from engine.api.services import EngineInfo, Services
 from engine.nursery.group_writers import make_event_writer, make_report_writer
 from engine.store.admin_tokens import create_admin_token
-from engine.store.claim_runs import Lease, claim_runs
+from engine.store.claim_runs import claim_runs
 from engine.store.database import Database
 from engine.store.hints import Hints
 from engine.store.keyring import Keyring
+from engine.store.lease import Lease
 from engine.store.sealing import Sealer
 from engine.store.signing_keys import create_signing_key
 from engine.store.sync_app import Synced, sync_app
 from engine.store.workspaces import find_or_create_workspace
-from protocol.manifest import Concurrency, FunctionConfig, Manifest, Trigger, Workspace
+from protocol.manifest import Capabilities, Concurrency, FunctionConfig, Manifest, Trigger, Workspace
 from protocol.signing import Key, new_key, new_message_id, reply_id, sign, verify
 
 SHOP = Workspace("shop", "acc")
@@ -59,6 +60,7 @@ class Api:
     draining: list[bool] = field(default_factory=lambda: [False])
     ready: list[tuple[bool, str]] = field(default_factory=lambda: [(True, "ready")])
     news: list[UUID] = field(default_factory=list)
+    renewed: list[tuple[UUID, float]] = field(default_factory=list)
 
     @property
     def client(self) -> TestClientProtocol:
@@ -101,8 +103,11 @@ class Api:
         data = b"" if body is None else json.dumps(body).encode()
         return await self.raw(method, path, data, {"authorization": f"Bearer {token or self.token}"})
 
-    async def sync(self, *functions: FunctionConfig, workspace: Workspace = SHOP, deployment: str = "1") -> Synced:
-        manifest = Manifest(workspace, [1], list(functions), deployment=deployment)
+    async def sync(
+        self, *functions: FunctionConfig, workspace: Workspace = SHOP, deployment: str = "1", has_refs: bool = False
+    ) -> Synced:
+        capabilities = Capabilities(checkpoint=True, refs=has_refs, alive=True)
+        manifest = Manifest(workspace, [1], list(functions), capabilities=capabilities, deployment=deployment)
         return await self.database.transact(sync_app, self.workspace_ids[workspace], "http://127.0.0.1:9/", manifest)
 
     async def send(self, name: str, data: Any = None, workspace: Workspace = SHOP) -> str:
@@ -189,6 +194,8 @@ async def open_api(database: Database, mode: Any) -> Api:
         keys[workspace] = Key.parse(text)
     _, token = await database.transact(create_admin_token, "tests")
     draining, ready, news = [False], [(True, "ready")], list[UUID]()
+    renewed: list[tuple[UUID, float]] = []
+    database.on_run_news = hints.runs_have_news
 
     async def is_ready() -> tuple[bool, str]:
         return ready[0]
@@ -206,5 +213,17 @@ async def open_api(database: Database, mode: Any) -> Api:
         is_ready=is_ready,
         task_tree=lambda: {"name": "main", "children": []},
         on_checkpoint=news.append,
+        on_alive=lambda run_id, lease_seconds: renewed.append((run_id, lease_seconds)),
     )
-    return Api(create_api(services), services, database, token, keys, ids, draining=draining, ready=ready, news=news)
+    return Api(
+        create_api(services),
+        services,
+        database,
+        token,
+        keys,
+        ids,
+        draining=draining,
+        ready=ready,
+        news=news,
+        renewed=renewed,
+    )

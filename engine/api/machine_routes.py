@@ -1,4 +1,4 @@
-"""The routes for programs (SPEC section 6): checkpoint, events, start, result, sync. Messages in, messages out.
+"""The routes for programs (SPEC section 6): checkpoint, alive, values, events, start, result, sync. Messages in, messages out.
 
 Who asks is settled before, signatures are put on after. Checkpoint and events are the hot ones: decode, submit, encode, nothing
 else.
@@ -15,10 +15,12 @@ from uuid import UUID
 import trio
 from msgspec import UNSET, Raw
 
+from engine.api.alive import alive
 from engine.api.authenticate import Caller
 from engine.api.refusals import ApiRefused
 from engine.api.routes import MachineRoute
 from engine.api.services import Services
+from engine.api.values import values
 from engine.api.wait_result import wait_result
 from engine.core.ids import uuid7
 from engine.core.outcome import Reported
@@ -127,9 +129,11 @@ async def sync(services: Services, caller: Caller, body: bytes) -> SyncAnswer:
 
 MACHINE_ROUTES: Final = (
     MachineRoute("/v1/checkpoint", "POST", "apps", checkpoint),
+    MachineRoute("/v1/alive", "POST", "apps", alive, body_bytes_max=2 << 20, is_long_poll=True),
+    MachineRoute("/v1/values", "POST", "apps", values),
     MachineRoute("/v1/events", "POST", "events", events),
     MachineRoute("/v1/start", "POST", "apps", start, body_bytes_max=2 << 20),
-    MachineRoute("/v1/result", "POST", "apps", result, body_bytes_max=64 << 10),
+    MachineRoute("/v1/result", "POST", "apps", result, body_bytes_max=64 << 10, is_long_poll=True),
     MachineRoute("/v1/sync", "PUT", "apps", sync, body_bytes_max=8 << 20),
 )
 

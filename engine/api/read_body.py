@@ -6,10 +6,10 @@ budget.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from typing import Final
 
 import trio
-from quart import Request
 
 from engine.api.refusals import ApiRefused
 
@@ -39,23 +39,24 @@ class BodyMemory:
         self._held -= taken_bytes
 
 
-async def read_body(request: Request, bytes_max: int, memory: BodyMemory) -> tuple[bytes, int]:
-    """The body, and how much of `memory` was taken for it, which the caller gives back."""
-    announced = request.content_length
-    if announced is not None and announced > bytes_max:
+async def read_body(
+    announced_bytes: int | None, body: AsyncIterable[bytes], bytes_max: int, memory: BodyMemory
+) -> tuple[bytes, int]:
+    """The whole body, and how much of `memory` was taken for it, which the caller gives back."""
+    if announced_bytes is not None and announced_bytes > bytes_max:
         raise _too_large(bytes_max)
     parts: list[bytes] = []
     size_bytes = taken_bytes = 0
     try:
         with trio.fail_after(BODY_SECONDS_MAX):
-            async for part in request.body:
+            async for part in body:
                 parts.append(part)
                 size_bytes += len(part)
                 if size_bytes > bytes_max:
                     raise _too_large(bytes_max)
                 if size_bytes > SMALL_BYTES and size_bytes > taken_bytes:
                     # By the announced length at once, so that two half-read bodies never wait for each other's rest.
-                    wanted_bytes = max(size_bytes, announced or 0)
+                    wanted_bytes = max(size_bytes, announced_bytes or 0)
                     memory.take(wanted_bytes - taken_bytes)
                     taken_bytes = wanted_bytes
     except trio.TooSlowError:

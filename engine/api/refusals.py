@@ -69,6 +69,7 @@ STATUS_OF_CODE: Final[dict[str, int]] = {
     "event_not_found": 404,
     "function_not_found": 404,
     "key_not_found": 404,
+    "unknown_ref": 404,
     "method_not_allowed": 405,
     "body_timeout": 408,
     "already_ended": 409,

@@ -17,6 +17,8 @@ from protocol.limits import BODY_BYTES_MAX
 
 # Events of 1 MiB with the rest of their message; people's routes carry one value at a time.
 PEOPLE_BODY_BYTES_MAX = 8 << 20
+# Of every answer.
+COMMON_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,16 @@ class PeopleRequest:
 
 @dataclass(frozen=True, slots=True)
 class MachineRoute:
-    """`answer(services, caller, body)` gives the message that answers a signed message."""
+    """`answer(services, caller, body)` gives the message that answers a signed message. A long poll is given up when its client
+    hangs up; what others began is finished.
+    """
 
     path: str
     method: Literal["POST", "PUT"]
     access: Literal["apps", "events"]
     answer: Callable[[Services, Caller, bytes], Awaitable[Struct]]
     body_bytes_max: int = BODY_BYTES_MAX
+    is_long_poll: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The HTTP API as one Quart-Trio application, made from the tables of routes: authenticate, answer, encode, or refuse.
+"""The HTTP API as one ASGI application, made from the tables of routes: Quart-Trio for people, plain ASGI for machines.
 
 Every route gets its authentication from its row, so a route without any can not be added by forgetting it. It holds no state of
 the engine's and starts no tasks.
@@ -7,37 +7,48 @@ the engine's and starts no tasks.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from engine.api.authenticate import Authenticator, Caller, single_headers
+from engine.api.authenticate import Authenticator, single_headers
 from engine.api.health_routes import HEALTH_ROUTES
 from engine.api.machine_routes import MACHINE_ROUTES
+from engine.api.machine_server import MachineServer, address_of
 from engine.api.people_routes import PEOPLE_ROUTES
 from engine.api.read_body import BodyMemory, read_body
 from engine.api.refusals import Refused, refuse
-from engine.api.routes import HealthRoute, MachineRoute, PeopleRequest, PeopleRoute, Route
+from engine.api.routes import COMMON_HEADERS, HealthRoute, PeopleRequest, PeopleRoute, Route
 from engine.api.services import Services
-from engine.api.signed_answers import signature_headers
-from protocol import messages
 from protocol.limits import BODY_BYTES_MAX
 
 ROUTES: tuple[Route, ...] = (*MACHINE_ROUTES, *PEOPLE_ROUTES, *HEALTH_ROUTES)
 
-_COMMON_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+
+class Api(QuartTrio):
+    """The application: requests for machine routes never reach Quart."""
+
+    def __init__(self, machines: MachineServer) -> None:
+        super().__init__("durable", static_folder=None)
+        self._machines = machines
+
+    async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "http" and self._machines.serves(scope["path"]):
+            await self._machines(scope, receive, send)
+        else:
+            await super().asgi_app(scope, receive, send)
 
 
 def create_api(services: Services) -> QuartTrio:
     """The application. Serve it with Hypercorn, or call it in tests."""
-    app = QuartTrio("durable", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
     authenticator = Authenticator(services)
     memory = BodyMemory()
-    for route in ROUTES:
+    app = Api(MachineServer(MACHINE_ROUTES, services, authenticator, memory))
+    app.config["MAX_CONTENT_LENGTH"] = BODY_BYTES_MAX
+    for route in (*PEOPLE_ROUTES, *HEALTH_ROUTES):
         app.add_url_rule(
             route.path,
             endpoint=f"{route.method} {route.path}",
@@ -51,37 +62,13 @@ def create_api(services: Services) -> QuartTrio:
 
 
 def _view(
-    route: Route, services: Services, authenticator: Authenticator, memory: BodyMemory
+    route: PeopleRoute | HealthRoute, services: Services, authenticator: Authenticator, memory: BodyMemory
 ) -> Callable[..., Awaitable[Response]]:
     match route:
-        case MachineRoute():
-            return _machine_view(route, services, authenticator, memory)
         case PeopleRoute():
             return _people_view(route, services, authenticator, memory)
         case HealthRoute():
             return _health_view(route, services)
-
-
-def _machine_view(
-    route: MachineRoute, services: Services, authenticator: Authenticator, memory: BodyMemory
-) -> Callable[..., Awaitable[Response]]:
-    authenticate = authenticator.machine if route.access == "apps" else authenticator.event_sender
-
-    async def view() -> Response:
-        caller: Caller | None = None
-        taken_bytes = 0
-        try:
-            body, taken_bytes = await read_body(request, route.body_bytes_max, memory)
-            caller = await authenticate(single_headers(request.scope["headers"]), body, _address())
-            answer = await route.answer(services, caller, body)
-            return _signed(200, messages.encode(answer), {}, caller)
-        except Exception as error:
-            refused = refuse(error, is_manifest_inside=route.path == "/v1/sync")
-            return _signed(refused.status, refused.body, refused.headers, caller)
-        finally:
-            memory.give_back(taken_bytes)
-
-    return view
 
 
 def _people_view(
@@ -91,8 +78,8 @@ def _people_view(
         taken_bytes = 0
         try:
             # Before the body: a stranger's is not even read.
-            person = await authenticator.person(single_headers(request.scope["headers"]), _address())
-            body, taken_bytes = await read_body(request, route.body_bytes_max, memory)
+            person = await authenticator.person(single_headers(request.scope["headers"]), address_of(request.scope))
+            body, taken_bytes = await read_body(request.content_length, request.body, route.body_bytes_max, memory)
             asked = PeopleRequest(person, path, request.args.to_dict(), body, authenticator)
             return _response(200, msgspec.json.encode(await route.answer(services, asked)), {})
         except Exception as error:
@@ -114,29 +101,12 @@ def _health_view(route: HealthRoute, services: Services) -> Callable[..., Awaita
     return view
 
 
-def _signed(status: int, body: bytes, headers: dict[str, str], caller: Caller | None) -> Response:
-    """An answer, signed when the request was: a refusal too, so that nobody on the way can make one up."""
-    if caller is not None and caller.keys:
-        headers = {
-            **headers,
-            "durable-workspace": f"{caller.app}/{caller.env}",
-            **signature_headers(caller.keys, caller.request_id, body),
-        }
-    return _response(status, body, headers)
-
-
 def _refusal(refused: Refused) -> Response:
     return _response(refused.status, refused.body, refused.headers)
 
 
 def _response(status: int, body: bytes, headers: dict[str, str]) -> Response:
-    return Response(body, status, {**_COMMON_HEADERS, **headers}, content_type="application/json")
-
-
-def _address() -> str:
-    # The peer of the socket; what proxies write in headers could be anyone's words.
-    client: Any = request.scope.get("client")
-    return str(client[0]) if client else "local"
+    return Response(body, status, {**COMMON_HEADERS, **headers}, content_type="application/json")
 
 
 async def _refuse_http(error: HTTPException) -> Response:

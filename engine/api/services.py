@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from engine.api.alive_polls import AlivePolls
 from engine.store.append_events import AppendedEvent, NewEvent
 from engine.store.apply_outcomes import RunReport
 from engine.store.database import Database, TransactionConflict
@@ -38,7 +39,9 @@ class EngineInfo(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`on_checkpoint(run_id)` is called when a report of that run was applied; `is_ready` gives the reason when it is not."""
+    """`on_checkpoint(run_id)` is called when a report of that run was applied, `on_alive(run_id, lease_seconds)` when its app renewed
+    its lease; `is_ready` gives the reason when it is not. `lease_seconds` is how long a lease is.
+    """
 
     database: Database
     events: GroupWriter[NewEvent, AppendedEvent]
@@ -52,6 +55,9 @@ class Services:
     is_ready: Callable[[], Awaitable[tuple[bool, str]]]
     task_tree: Callable[[], Any]
     on_checkpoint: Callable[[UUID], None]
+    on_alive: Callable[[UUID, float], None] = lambda run_id, lease_seconds: None
+    lease_seconds: float = 30.0
+    alive_polls: AlivePolls = field(default_factory=AlivePolls)
 
     async def transact(self, work: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """One transaction, repeated when it lost a deadlock."""

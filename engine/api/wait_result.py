@@ -11,10 +11,10 @@ from uuid import UUID
 import trio
 
 from engine.api.services import Services
+from engine.store.hints import Hint
 from engine.store.read_result import RunResult, read_result
 
-# The end that another engine made, or that fell between a look and the wait behind it, is found this late. Short at first,
-# because most who wait have just started a short run.
+# The end that another engine made is found this late. Short at first, because most who wait have just started a short run.
 LOOK_SECONDS_FIRST: Final = 0.05
 LOOK_SECONDS_MAX: Final = 1.0
 # Draining is looked at without the database.
@@ -24,20 +24,22 @@ DRAIN_LOOK_SECONDS: Final = 0.1
 async def wait_result(services: Services, workspace_id: int, run_id: UUID, wait_seconds: float) -> RunResult | None:
     """Where the run stands at its end, or after `wait_seconds`; None when the workspace has no such run."""
     deadline = trio.current_time() + wait_seconds
-    look_seconds = LOOK_SECONDS_FIRST
-    while True:
-        found = await services.database.read(read_result, workspace_id, run_id)
-        now = trio.current_time()
-        if found is None or found.has_ended or now >= deadline or services.is_draining():
-            return found
-        await _wait_end(services, run_id, min(deadline, now + look_seconds))
-        look_seconds = min(look_seconds * 2, LOOK_SECONDS_MAX)
+    # An engine that is alone sees every end, so all its looks are for a hint that was lost.
+    look_seconds = LOOK_SECONDS_FIRST if services.hints.has_others else LOOK_SECONDS_MAX
+    # The watch begins before the look: an end between them is not missed.
+    with services.hints.watch_run_end(run_id) as ended:
+        while True:
+            found = await services.database.read(read_result, workspace_id, run_id)
+            now = trio.current_time()
+            if found is None or found.has_ended or now >= deadline or services.is_draining():
+                return found
+            await _wait_end(services, ended, min(deadline, now + look_seconds))
+            look_seconds = min(look_seconds * 2, LOOK_SECONDS_MAX)
 
 
-async def _wait_end(services: Services, run_id: UUID, until: float) -> None:
+async def _wait_end(services: Services, ended: Hint, until: float) -> None:
     """Return when the run ends here, the engine drains, or the time is over."""
     while not services.is_draining() and (now := trio.current_time()) < until:
-        seconds = min(until - now, DRAIN_LOOK_SECONDS)
-        await services.hints.wait_run_end(run_id, seconds)
-        if trio.current_time() < now + seconds:
+        with trio.move_on_at(min(until, now + DRAIN_LOOK_SECONDS)):
+            await ended.wait()
             return

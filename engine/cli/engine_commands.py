@@ -35,7 +35,7 @@ def _engine_options(command: F) -> F:
                      type=click.FloatRange(3, 3600), help="How long a run is an engine's without a sign of life."),
         click.option("--drain-seconds", default=30.0, show_default=True, envvar="DURABLE_DRAIN_SECONDS",
                      type=click.FloatRange(0, 86_400), help="How long SIGTERM waits for runs to end."),
-        click.option("--runs-in-flight", default=256, show_default=True, envvar="DURABLE_RUNS_IN_FLIGHT",
+        click.option("--runs-in-flight", default=1024, show_default=True, envvar="DURABLE_RUNS_IN_FLIGHT",
                      type=click.IntRange(1, 10_000), help="Invocations that this engine has open at once; one app gets half."),
     ):  # fmt: skip
         command = option(command)

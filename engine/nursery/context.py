@@ -7,7 +7,8 @@ from uuid import UUID
 
 import trio
 
-from engine.nursery.inflight import InflightRuns
+from engine.nursery.inflight import BYTES_IN_FLIGHT_MAX, InflightRuns
+from engine.nursery.intake import Intake
 from engine.store.append_events import AppendedEvent, NewEvent
 from engine.store.apply_outcomes import RunReport
 from engine.store.database import Database
@@ -24,7 +25,9 @@ class Limits:
 
     lease_seconds: float = 30.0
     drain_seconds: float = 30.0
-    runs_in_flight_max: int = 256
+    runs_in_flight_max: int = 1024
+    # Of invocations that were handed over: their payloads stay in memory, here and in the apps, until they end.
+    bytes_in_flight_max: int = BYTES_IN_FLIGHT_MAX
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class EngineContext:
     reports: GroupWriter[RunReport, EntryAnswer]
     hints: Hints
     inflight: InflightRuns
+    intake: Intake
     apps: AppClient
     keyring: Keyring
     limits: Limits

@@ -1,20 +1,28 @@
-"""Keeps this engine's leases alive while their calls are open, and says that the engine itself lives."""
+"""Keeps this engine's leases alive while their calls are open, and says that the engine itself lives.
+
+An app that renews the leases of what it executes does so itself, so that a dead process loses them; the engine then only looks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
+from uuid import UUID
 
 import structlog
 import trio
 
 from engine.core.outcome import HandedBack
 from engine.nursery.context import EngineContext
+from engine.nursery.inflight import Inflight
 from engine.store.apply_outcomes import RunReport
 from engine.store.database import DatabaseUnavailable, TransactionConflict
 from engine.store.engines import touch_engine
 from engine.store.extend_leases import extend_leases, find_my_leases
 from engine.store.group_writer import WriterOverloaded
+from engine.store.read_leases import read_leases
+from engine.store.sql import Connection
 
 log = structlog.get_logger(__name__)
 
@@ -39,13 +47,17 @@ async def beat(engine: EngineContext) -> None:
     engine.hints.has_others = others > 0
     held = {inflight.run_id: inflight for inflight in engine.inflight}
     if held:
-        pairs = [(run_id, inflight.handover.lease.generation) for run_id, inflight in held.items()]
         asked_at = trio.current_time()
-        kept = await engine.database.transact(extend_leases, pairs, engine.limits.lease_seconds)
+        left = await engine.database.transact(
+            _renew_leases,
+            [pair(inflight) for inflight in held.values() if not inflight.app_keeps_lease],
+            [pair(inflight) for inflight in held.values() if inflight.app_keeps_lease],
+            engine.limits.lease_seconds,
+        )
         for run_id, inflight in held.items():
-            if run_id in kept:
-                inflight.lease_ends_at = asked_at + engine.limits.lease_seconds
-            elif run_id in engine.inflight and not inflight.has_ended:
+            if run_id in left:
+                inflight.lease_ends_at = asked_at + left[run_id]
+            elif run_id in engine.inflight and inflight.outcome is None:
                 log.warning("lease_lost", run_id=str(run_id), generation=inflight.handover.lease.generation)
                 inflight.end("lease_lost")
     for run_id, workspace_id, generation in await engine.database.read(find_my_leases, engine.engine_id):
@@ -55,3 +67,16 @@ async def beat(engine: EngineContext) -> None:
             # Not waited for long: a writer with much before it must not keep the leases from being renewed.
             with trio.move_on_after(1), suppress(WriterOverloaded):
                 await engine.reports.submit(RunReport(workspace_id, run_id, generation, HandedBack()))
+
+
+def pair(inflight: Inflight) -> tuple[UUID, int]:
+    """How the store names a lease."""
+    return inflight.run_id, inflight.handover.lease.generation
+
+
+async def _renew_leases(
+    conn: Connection, ours: Sequence[tuple[UUID, int]], of_apps: Sequence[tuple[UUID, int]], lease_seconds: float
+) -> dict[UUID, float]:
+    """Renew our own leases, look at those that apps renew; how many seconds are left of each that is still there."""
+    kept = dict.fromkeys(await extend_leases(conn, ours, lease_seconds), lease_seconds)
+    return kept | await read_leases(conn, of_apps)

@@ -27,6 +27,8 @@ async def serve_http(
     config.keep_alive_timeout = 75.0
     config.accesslog = None
     config.errorlog = None
+    # An app keeps one connection for all its runs, which makes thousands of requests a minute.
+    config.keep_alive_max_requests = 1_000_000
     config.backlog = 1024
     config.h11_max_incomplete_size = 64 * 1024
     config.include_server_header = False

@@ -1,7 +1,7 @@
 """The nursery tree of the engine. Nested by when a thing stops: leaving an inner block is one step of the shutdown.
 
 support: signals, writers, heartbeat, neighbours — last, so that leases live and reports are written while runs finish;
-inflight: the HTTP server and the invocations — finish, until the drain's deadline;
+inflight: the HTTP server and the calls with their invocations — finish, until the drain's deadline;
 intake: dispatcher, lookout, timers, reaper, debts, pruner, app watch — first, at once.
 """
 
@@ -22,6 +22,7 @@ from engine.nursery.lookout import serve_lookout
 from engine.nursery.neighbours import serve_listener, serve_notifier
 from engine.nursery.pruner import serve_pruner
 from engine.nursery.reaper import serve_reaper
+from engine.nursery.run_call import start_call
 from engine.nursery.signals import serve_signals
 from engine.nursery.task_tree import name_nursery
 from engine.nursery.timers import serve_timers
@@ -55,11 +56,13 @@ async def run_engine(
         await support.start(serve_listener, engine)
         async with trio.open_nursery() as inflight:
             name_nursery(inflight, "inflight")
+            engine.inflight.on_room = engine.hints.run_due.give
+            engine.intake.open(lambda call: start_call(engine, inflight, call))
             binds = await inflight.start(serve_http, api, host, port, closing)
             on_listening(binds[0])
             async with trio.open_nursery() as intake:
                 name_nursery(intake, "intake")
-                await intake.start(serve_dispatcher, engine, inflight)
+                await intake.start(serve_dispatcher, engine)
                 await intake.start(serve_lookout, engine)
                 await intake.start(serve_timers, engine)
                 await intake.start(serve_reaper, engine)
@@ -70,12 +73,14 @@ async def run_engine(
                 for url, workspace in watched:
                     intake.start_soon(serve_app_watch, engine, url, workspace, announce, name=f"app watch {url}")
                 await engine.draining.wait()
+                engine.intake.drain()
                 crash_point("drain_started")
                 intake.cancel_scope.cancel()
             await finish_inflight(engine)
             closing.set()
             # Whatever still stands here (a report that waits for a lost database) must not hold the shutdown; its lease ends.
             inflight.cancel_scope.deadline = trio.current_time() + CLOSING_SECONDS_MAX
+        engine.intake.close()
         support.cancel_scope.cancel()
 
 
@@ -84,7 +89,6 @@ async def finish_inflight(engine: EngineContext) -> None:
     log.info("draining", in_flight=len(engine.inflight), seconds_max=engine.limits.drain_seconds)
     with trio.move_on_after(engine.limits.drain_seconds):
         await engine.inflight.wait_empty()
-    for inflight in engine.inflight:
-        inflight.end("drain")
+    engine.intake.end()
     with trio.move_on_after(5):
         await engine.inflight.wait_empty()

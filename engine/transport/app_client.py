@@ -1,21 +1,22 @@
 """Signed calls to apps: asks for manifests and hands invocations over, and reads the signed lines that come back.
 
-It uses httpcore, the core of httpx, directly: that is where the guard on addresses plugs in, and it saves a millisecond a call. It
-follows no redirect, uses no proxy from the environment, and asks for identity encoding, so nothing can be inflated.
+It follows no redirect, uses no proxy from the environment, and asks for identity encoding, so nothing can be inflated.
 """
 
 from __future__ import annotations
 
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import httpcore
 import trio
 
-from engine.transport.connections import Connections, host_header
-from engine.transport.guard import GuardedBackend, TargetRefused
+from engine.transport.app_url import AppUrl, UrlRefused, parse_app_url
+from engine.transport.connections import Connections
+from engine.transport.guard import AddressGuard, NotConnected, TargetRefused
+from engine.transport.http_connection import ConnectionLost, HttpConnection
+from engine.transport.http_reply import ReplyHead
 from protocol import signing
 from protocol.calls import Ended, Invocation, Invoke, ManifestQuestion, Started
 from protocol.limits import BODY_BYTES_MAX
@@ -25,7 +26,6 @@ from protocol.requests import RefusedEntry
 
 # An app sends an empty line every ten seconds; three of them missing is silence.
 SILENCE_SECONDS_MAX = 30.0
-CONNECT_SECONDS_MAX = 5.0
 MANIFEST_SECONDS_MAX = 10.0
 LINES_TYPE = "application/vnd.durable.lines"
 
@@ -48,22 +48,30 @@ class NotDelivered:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The app had the call, and it broke or brought what is no reply."""
+    """The app had the call, and it broke or brought what is no reply. `is_answered`: something of a reply came."""
 
     code: str
     message: str
+    is_answered: bool = True
 
 
 CallResult = Finished | NotDelivered | Died
 
 
-class AppClient:
-    """Keeps connections to apps. One for the engine's life, used as a context."""
+def _ignore() -> None:
+    pass
 
-    def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = ()) -> None:
+
+class AppClient:
+    """Keeps connections to apps. One for the engine's life, used as a context. `tls_context`: other certificates than the common ones."""
+
+    def __init__(
+        self, *, allow_local: bool, allowed_networks: Sequence[str] = (), tls_context: ssl.SSLContext | None = None
+    ) -> None:
         self._connections = Connections(
-            tls=GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks),
-            plain=GuardedBackend(allow_local=allow_local, allowed_networks=allowed_networks, only_listed=not allow_local),
+            tls=AddressGuard(allow_local=allow_local, allowed_networks=allowed_networks),
+            plain=AddressGuard(allow_local=allow_local, allowed_networks=allowed_networks, only_listed=not allow_local),
+            tls_context=tls_context,
         )
 
     async def __aenter__(self) -> AppClient:
@@ -78,20 +86,24 @@ class AppClient:
         body = encode(ManifestQuestion(workspace))
         try:
             with trio.fail_after(MANIFEST_SECONDS_MAX):
-                async with self._post(url, workspace, keys, request_id, body, silence=MANIFEST_SECONDS_MAX) as response:
-                    raw = await _read_all(response)
-        except _NOT_CONNECTED as error:
-            return NotDelivered(_words(error))
-        except _BROKEN as error:
-            return Died("connection_lost", _words(error))
+                app_url = parse_app_url(url)
+                async with self._connections.use(app_url) as connection:
+                    head = await connection.ask(
+                        _request_head(app_url, workspace, keys, request_id, body), body, MANIFEST_SECONDS_MAX
+                    )
+                    raw = await _read_all(connection, MANIFEST_SECONDS_MAX)
+        except (UrlRefused, NotConnected, TargetRefused) as error:
+            return NotDelivered(str(error))
+        except ConnectionLost as error:
+            return Died("connection_lost", str(error))
         except trio.TooSlowError:
             return Died("manifest_timeout", f"The manifest did not come within {MANIFEST_SECONDS_MAX:g} s.")
         except MessageRefused as error:
             return Died("bad_reply", f"The manifest can not be read: {error}")
-        if (refused := _refused(response, raw)) is not None:
+        if (refused := _refused(head)) is not None:
             return refused
         try:
-            _verify_reply(response, keys, request_id, raw)
+            _verify_reply(head, keys, request_id, raw)
             return decode_manifest(raw)
         except signing.SignatureError as error:
             return Died("bad_signature", f"The reply's signature does not fit: {error}")
@@ -104,124 +116,95 @@ class AppClient:
         workspace: Workspace,
         keys: Keys,
         invocations: list[Invocation],
-        on_line: Callable[[Line], Awaitable[None]],
+        on_line: Callable[[Line], None],
+        on_answer: Callable[[], None] = _ignore,
     ) -> CallResult:
-        """Hand invocations over; `on_line` gets each line of the reply as it comes, verified and decoded."""
+        """Hand invocations over; `on_line` gets each line of the reply as it comes, verified and decoded. `on_answer` is told of the
+        first sign of a reply.
+        """
         request_id = signing.new_message_id()
         body = encode(Invoke(workspace, invocations))
         is_answered = False
         try:
-            async with self._post(url, workspace, keys, request_id, body, silence=SILENCE_SECONDS_MAX) as response:
+            app_url = parse_app_url(url)
+            async with self._connections.use(app_url) as connection:
+                head = await connection.ask(_request_head(app_url, workspace, keys, request_id, body), body, SILENCE_SECONDS_MAX)
                 is_answered = True
-                if response.status != 200:
-                    return _refused(response, await _read_all(response)) or Finished()
-                if _header(response, b"content-type").partition(";")[0].strip() != LINES_TYPE:
-                    await self._plain_reply(response, keys, request_id, on_line)
+                on_answer()
+                if head.status != 200:
+                    await _read_all(connection, SILENCE_SECONDS_MAX)
+                    return _refused(head) or Finished()
+                if head.headers.get("content-type", "").partition(";")[0].strip() != LINES_TYPE:
+                    raw = await _read_all(connection, SILENCE_SECONDS_MAX)
+                    _verify_reply(head, keys, request_id, raw)
+                    for lines in decode_invoked(raw):
+                        for line in lines:
+                            on_line(line)
                     return Finished()
-                await self._lines(response, keys, request_id, on_line)
+                await _read_lines(connection, keys, request_id, on_line)
                 return Finished()
-        except _NOT_CONNECTED as error:
-            return NotDelivered(_words(error))
-        except _BROKEN as error:
+        except (UrlRefused, NotConnected, TargetRefused) as error:
+            return NotDelivered(str(error))
+        except ConnectionLost as error:
             what = "The connection to the app was lost" if is_answered else "The app took the call and did not answer"
-            return Died("connection_lost", f"{what}: {_words(error)}")
+            return Died("connection_lost", f"{what}: {error}", is_answered)
         except signing.SignatureError as error:
             return Died("bad_signature", f"The reply's signature does not fit: {error}")
         except (JsonRefused, MessageRefused) as error:
             return Died("bad_reply", f"The app's reply can not be used: {error}")
 
-    async def _plain_reply(
-        self,
-        response: httpcore.Response,
-        keys: Keys,
-        request_id: str,
-        on_line: Callable[[Line], Awaitable[None]],
-    ) -> None:
-        raw = await _read_all(response)
-        _verify_reply(response, keys, request_id, raw)
-        ended, refused = decode_invoked(raw)
-        lines: list[Line] = [*ended, *refused]
-        for line in lines:
-            await on_line(line)
 
-    async def _lines(
-        self,
-        response: httpcore.Response,
-        keys: Keys,
-        request_id: str,
-        on_line: Callable[[Line], Awaitable[None]],
-    ) -> None:
-        # Joined once a line: adding each chunk to what came before would copy a large line as often as it has chunks.
-        parts: list[bytes] = []
-        size_bytes = 0
-        async for chunk in response.aiter_stream():
-            first, *others = chunk.split(b"\n")
-            parts.append(first)
-            size_bytes += len(first)
-            for other in others:
-                line = b"".join(parts)
-                parts, size_bytes = [other], len(other)
-                if line.strip():
-                    text = signing.verify_line(keys, request_id, line, time.time())
-                    await on_line(decode_line(text))
-            if size_bytes > BODY_BYTES_MAX:
-                raise MessageRefused("too_large", f"a line has more than {BODY_BYTES_MAX:,} bytes")
-
-    def _post(
-        self, url: str, workspace: Workspace, keys: Keys, request_id: str, body: bytes, *, silence: float
-    ) -> AbstractAsyncContextManager[httpcore.Response]:
-        sent_at = int(time.time())
-        headers = [
-            (b"host", host_header(url)),
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"accept-encoding", b"identity"),
-            (b"user-agent", b"durable"),
-            (b"durable-workspace", str(workspace).encode()),
-            (b"webhook-id", request_id.encode()),
-            (b"webhook-timestamp", str(sent_at).encode()),
-            (b"webhook-signature", signing.sign(keys, request_id, sent_at, body).encode()),
-        ]
-        timeouts = {"connect": CONNECT_SECONDS_MAX, "read": silence, "write": SILENCE_SECONDS_MAX}
-        return self._connections.post(url, headers, body, timeouts)
+def _request_head(url: AppUrl, workspace: Workspace, keys: Keys, request_id: str, body: bytes) -> bytes:
+    sent_at = int(time.time())
+    return (
+        f"POST {url.target} HTTP/1.1\r\nhost: {url.host_header}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\naccept-encoding: identity\r\nuser-agent: durable\r\n"
+        f"durable-workspace: {workspace}\r\nwebhook-id: {request_id}\r\nwebhook-timestamp: {sent_at}\r\n"
+        f"webhook-signature: {signing.sign(keys, request_id, sent_at, body)}\r\n\r\n"
+    ).encode("ascii")
 
 
-_NOT_CONNECTED = (
-    httpcore.ConnectError,
-    httpcore.ConnectTimeout,
-    httpcore.UnsupportedProtocol,
-    TargetRefused,
-)
-_BROKEN = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
-
-
-async def _read_all(response: httpcore.Response) -> bytes:
-    chunks: list[bytes] = []
+async def _read_lines(connection: HttpConnection, keys: Keys, request_id: str, on_line: Callable[[Line], None]) -> None:
+    # Joined once a line: adding each piece to what came before would copy a large line as often as it has pieces.
+    parts: list[bytes] = []
     size_bytes = 0
-    async for chunk in response.aiter_stream():
-        size_bytes += len(chunk)
+    while piece := await connection.read(SILENCE_SECONDS_MAX):
+        first, *others = piece.split(b"\n")
+        parts.append(first)
+        size_bytes += len(first)
+        now = time.time()
+        for other in others:
+            line = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts, size_bytes = [other], len(other)
+            if line and not line.isspace():
+                on_line(decode_line(signing.verify_line(keys, request_id, line, now)))
+        if size_bytes > BODY_BYTES_MAX:
+            raise MessageRefused("too_large", f"a line has more than {BODY_BYTES_MAX:,} bytes")
+
+
+async def _read_all(connection: HttpConnection, silence_seconds_max: float) -> bytes:
+    pieces: list[bytes] = []
+    size_bytes = 0
+    while piece := await connection.read(silence_seconds_max):
+        size_bytes += len(piece)
         if size_bytes > BODY_BYTES_MAX:
             raise MessageRefused("too_large", f"the reply has more than {BODY_BYTES_MAX:,} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
-def _verify_reply(response: httpcore.Response, keys: Keys, request_id: str, raw: bytes) -> None:
-    if _header(response, b"webhook-id") != signing.reply_id(request_id):
+def _verify_reply(head: ReplyHead, keys: Keys, request_id: str, raw: bytes) -> None:
+    headers = head.headers
+    if headers.get("webhook-id") != signing.reply_id(request_id):
         raise signing.SignatureError("bad_id", "it does not answer this request (webhook-id)")
     signing.verify(
-        keys,
-        _header(response, b"webhook-id"),
-        _header(response, b"webhook-timestamp"),
-        _header(response, b"webhook-signature"),
-        raw,
-        time.time(),
+        keys, headers["webhook-id"], headers.get("webhook-timestamp"), headers.get("webhook-signature"), raw, time.time()
     )
 
 
-def _refused(response: httpcore.Response, raw: bytes) -> NotDelivered | Died | None:
+def _refused(head: ReplyHead) -> NotDelivered | Died | None:
     """What an answer other than 200 means. Its body is not repeated: it may come from anywhere."""
-    status = response.status
+    status = head.status
     if status == 200:
         return None
     if status >= 500 and status not in (502, 503, 504):
@@ -229,18 +212,10 @@ def _refused(response: httpcore.Response, raw: bytes) -> NotDelivered | Died | N
     if 300 <= status < 400:
         return NotDelivered(f"The app answered with a redirect (status {status}); give its final URL.")
     hint = " Its signing key may differ from this workspace's." if status == 401 else ""
-    return NotDelivered(f"The app answered with status {status}.{hint}", _retry_after(response))
+    return NotDelivered(f"The app answered with status {status}.{hint}", _retry_after(head))
 
 
-def _retry_after(response: httpcore.Response) -> float | None:
+def _retry_after(head: ReplyHead) -> float | None:
     """Seconds that the app asks for, within reason; a date or nonsense is none."""
-    text = _header(response, b"retry-after")
+    text = head.headers.get("retry-after", "")
     return min(max(float(text), 0.25), 300.0) if text.isascii() and text.isdigit() and len(text) < 10 else None
-
-
-def _header(response: httpcore.Response, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in response.headers if key.lower() == name), "")
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__

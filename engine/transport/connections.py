@@ -1,33 +1,36 @@
-"""Kept-alive connections to apps, the last used first. httpcore speaks HTTP and TLS; here is only who gets which connection.
+"""Kept-alive connections to apps, the last used first: who gets which, and how a new one comes about.
 
-Its own pool looks at every connection for every request, and for each counts the idle ones: with 64 calls open that was 60 % of the
-engine's time. A stack per origin takes none.
+A stack per origin takes no time however many connections there are. A connection is kept when its reply was read to its end.
 """
 
 from __future__ import annotations
 
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
-import httpcore
+import certifi
 import trio
+
+from engine.transport.app_url import AppUrl, Origin
+from engine.transport.guard import AddressGuard, NotConnected
+from engine.transport.http_connection import HttpConnection
 
 # Servers close idle connections after five seconds and more (uvicorn: five); we do it before, or a call could meet the closing.
 KEEP_SECONDS = 4.0
 KEPT_PER_APP_MAX = 256
-
-Origin = tuple[bytes, bytes, int]
+TLS_SECONDS_MAX = 5.0
 
 
 class Connections:
-    """Opens, keeps and closes them. As a context it closes all at its end."""
+    """Opens, keeps and closes them. As a context it closes all idle ones at its end."""
 
-    def __init__(self, *, tls: httpcore.AsyncNetworkBackend, plain: httpcore.AsyncNetworkBackend) -> None:
+    def __init__(self, *, tls: AddressGuard, plain: AddressGuard, tls_context: ssl.SSLContext | None = None) -> None:
         self._tls = tls
         self._plain = plain
-        self._idle: defaultdict[Origin, list[httpcore.AsyncHTTPConnection]] = defaultdict(list)
+        self._tls_context = tls_context
+        self._idle: defaultdict[Origin, list[HttpConnection]] = defaultdict(list)
 
     async def __aenter__(self) -> Connections:
         return self
@@ -35,56 +38,67 @@ class Connections:
     async def __aexit__(self, *exc: object) -> None:
         for idle in self._idle.values():
             for connection in idle:
-                await connection.aclose()
+                connection.close()
         self._idle.clear()
 
-    @asynccontextmanager
-    async def post(
-        self, url: str, headers: list[tuple[bytes, bytes]], body: bytes, timeouts: dict[str, float]
-    ) -> AsyncIterator[httpcore.Response]:
-        """POST and give the response while its body is read. The connection is kept when the body was read to its end."""
-        request = httpcore.Request("POST", url, headers=headers, content=body, extensions={"timeout": timeouts})
-        origin = request.url.origin
-        connection = await self._take(origin)
-        try:
-            response = await connection.handle_async_request(request)
-            try:
-                yield response
-            finally:
-                # Closing must come to its end, or the connection would be neither kept nor closed; it only drops a socket.
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-                    await response.aclose()
-        finally:
-            await self._give_back(origin, connection)
+    @property
+    def idle_count(self) -> int:
+        return sum(len(idle) for idle in self._idle.values())
 
-    async def _take(self, origin: httpcore.Origin) -> httpcore.AsyncHTTPConnection:
-        idle = self._idle[_key(origin)]
+    @asynccontextmanager
+    async def use(self, url: AppUrl) -> AsyncIterator[HttpConnection]:
+        """A connection to the app; kept afterwards when its reply was read to its end, else closed."""
+        connection = self._take(url.origin) or await self._open(url.origin)
+        try:
+            yield connection
+        finally:
+            self._give_back(url.origin, connection)
+
+    def _take(self, origin: Origin) -> HttpConnection | None:
+        idle = self._idle[origin]
         while idle:
             connection = idle.pop()
-            if connection.is_available() and not connection.has_expired():
+            if trio.current_time() - connection.idle_since < KEEP_SECONDS and connection.is_quiet():
                 return connection
-            await connection.aclose()
-        backend = self._tls if origin.scheme == b"https" else self._plain
-        return httpcore.AsyncHTTPConnection(
-            origin=origin, keepalive_expiry=KEEP_SECONDS, network_backend=backend, http1=True, http2=False
-        )
+            connection.close()
+        return None
 
-    async def _give_back(self, origin: httpcore.Origin, connection: httpcore.AsyncHTTPConnection) -> None:
-        idle = self._idle[_key(origin)]
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
-            # The longest unused lie at the bottom, where nobody takes them while the ones above suffice.
-            while idle and idle[0].has_expired():
-                await idle.pop(0).aclose()
-            if connection.is_idle() and len(idle) < KEPT_PER_APP_MAX:
-                idle.append(connection)
-                return
-            await connection.aclose()
+    async def _open(self, origin: Origin) -> HttpConnection:
+        if not origin.is_tls:
+            return HttpConnection(await self._plain.connect(origin.host, origin.port))
+        plain = await self._tls.connect(origin.host, origin.port)
+        stream = trio.SSLStream(plain, self._context(), server_hostname=origin.host, https_compatible=True)
+        is_done = False
+        try:
+            with trio.fail_after(TLS_SECONDS_MAX):
+                await stream.do_handshake()
+            is_done = True
+        except trio.TooSlowError:
+            raise NotConnected(f"TLS was not agreed on within {TLS_SECONDS_MAX:g} s") from None
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
+            raise NotConnected(f"TLS failed: {error.__cause__ or error}") from error
+        finally:
+            if not is_done:
+                plain.socket.close()
+        return HttpConnection(stream)
 
+    def _context(self) -> ssl.SSLContext:
+        """Made at the first need: reading the certificates takes tens of milliseconds."""
+        if self._tls_context is None:
+            self._tls_context = ssl.create_default_context()
+            self._tls_context.load_verify_locations(certifi.where())
+        return self._tls_context
 
-def host_header(url: str) -> bytes:
-    """What belongs into `Host` for this URL."""
-    return urlsplit(url).netloc.encode()
-
-
-def _key(origin: httpcore.Origin) -> Origin:
-    return (origin.scheme, origin.host, origin.port)
+    def _give_back(self, origin: Origin, connection: HttpConnection) -> None:
+        idle = self._idle[origin]
+        now = trio.current_time()
+        # The longest unused lie at the bottom, where nobody takes them while the ones above suffice.
+        while idle and now - idle[0].idle_since >= KEEP_SECONDS:
+            idle.pop(0).close()
+        if connection.may_be_kept and len(idle) < KEPT_PER_APP_MAX:
+            connection.idle_since = now
+            idle.append(connection)
+            return
+        connection.close()
+        if not idle:
+            del self._idle[origin]

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import httpcore
 import trio
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# For each address of a host: the first may be a dead one.
+CONNECT_SECONDS_MAX = 5.0
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Where clouds give out credentials, beside the link-local one of them all.
@@ -30,49 +32,40 @@ class TargetRefused(Exception):
     code = "target_refused"
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
+class NotConnected(Exception):
+    """No connection came about; nothing was sent. The words say why."""
+
+    code = "not_connected"
+
+
+class AddressGuard:
     """Connects only to allowed addresses. `only_listed`: to those of the allowed networks alone, for calls without TLS."""
 
     def __init__(self, *, allow_local: bool, allowed_networks: Sequence[str] = (), only_listed: bool = False) -> None:
-        self._inner = httpcore.TrioBackend()
         self._allow_local = allow_local
         self._only_listed = only_listed
         self._networks: list[IPNetwork] = [ipaddress.ip_network(text) for text in allowed_networks]
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect(self, host: str, port: int) -> trio.SocketStream:
+        """A connection to the first address of `host` that answers. NotConnected or TargetRefused say why there is none."""
         try:
-            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(f"the host name does not resolve: {error}") from error
-        addresses = [str(entry[4][0]) for entry in found]
-        for address in addresses:
-            if (reason := self.refusal(address)) is not None:
+            with trio.fail_after(CONNECT_SECONDS_MAX):
+                found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError, trio.TooSlowError) as error:
+            raise NotConnected(f"the host name does not resolve: {error or 'no answer'}") from error
+        for entry in found:
+            if (reason := self.refusal(str(entry[4][0]))) is not None:
                 raise TargetRefused(f"{host} is {reason}")
-        last_error: Exception | None = None
-        for address in dict.fromkeys(addresses):
+        words = "the host name has no address"
+        for family, kind, proto, _, address in dict.fromkeys(found):
             try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                last_error = error
-        raise last_error or httpcore.ConnectError("no address")
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        raise TargetRefused("a Unix socket, which apps are not called on")
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+                with trio.fail_after(CONNECT_SECONDS_MAX):
+                    return await _connect(family, kind, proto, address)
+            except trio.TooSlowError:
+                words = f"no connection within {CONNECT_SECONDS_MAX:g} s"
+            except OSError as error:
+                words = str(error)
+        raise NotConnected(words)
 
     def refusal(self, text: str) -> str | None:
         """Why this address may not be connected to; None when it may."""
@@ -88,6 +81,16 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         if is_inside and not self._allow_local:
             return "a private or loopback address; name its network in DURABLE_ALLOWED_NETWORKS to allow it"
         return None
+
+
+async def _connect(family: int, kind: int, proto: int, address: tuple[Any, ...]) -> trio.SocketStream:
+    sock = trio.socket.socket(family, kind, proto)
+    try:
+        await sock.connect(address)
+        return trio.SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _unwrapped(address: IPAddress) -> IPAddress:

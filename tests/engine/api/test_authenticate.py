@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from werkzeug.datastructures import Headers
 
+from engine.api.machine_routes import MACHINE_ROUTES
 from engine.api.server import ROUTES
 from engine.store.admin_tokens import (
     ADMIN_TOKEN_PREFIX,
@@ -27,7 +28,8 @@ BODY = json.dumps(EVENTS).encode()
 
 async def test_every_address_of_the_router_is_in_the_table_and_refuses_strangers(api: Api) -> None:
     rules = {(rule.rule, method) for rule in api.app.url_map.iter_rules() for method in rule.methods - {"HEAD"}}
-    assert rules == {(route.path, route.method) for route in ROUTES}
+    # Machine routes do not come as far as the router: their server has nothing but the rows.
+    assert rules == {(route.path, route.method) for route in ROUTES if route not in MACHINE_ROUTES}
     for route in ROUTES:
         path = route.path
         for part in ("<app>", "<env>", "<run_id>", "<path:event_id>", "<function>", "<key_id>"):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from uuid import UUID
 
 import pytest
 import trio
 
+from engine.api.machine_routes import MACHINE_ROUTES
 from engine.nursery.http_server import serve_http
 from protocol.limits import BODY_BYTES_MAX
-from tests.api_under_test import SHOP, Api, as_json, signed_headers
+from tests.api_under_test import SHOP, Api, as_json, function, signed_headers
 
 
 @pytest.fixture
@@ -117,3 +119,70 @@ async def test_a_client_that_hangs_up_leaves_nothing_running(api: Api, port: int
         await stream.send_all(request_of("POST", "/v1/result", signed_headers(api.keys[SHOP], SHOP, body), body)[:-10])
         await stream.aclose()
     assert (await exchange(port, request_of("GET", "/healthz", {})))[0] == 200
+
+
+def result_request(api: Api, run_id: str, wait_seconds: float = 0) -> bytes:
+    message = {"type": "result", "workspace": as_json(SHOP), "run_id": run_id, "wait_seconds": wait_seconds}
+    body = json.dumps(message).encode()
+    return request_of("POST", "/v1/result", signed_headers(api.keys[SHOP], SHOP, body), body)
+
+
+async def test_a_client_that_hangs_up_in_a_long_poll_ends_its_wait(api: Api, port: int) -> None:
+    await api.sync(function("welcome"))
+    run_id = UUID(await api.send("welcome.asked"))
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    await stream.send_all(result_request(api, str(run_id), 30))
+    with trio.fail_after(10):
+        while run_id not in api.services.hints._run_ends:
+            await trio.sleep(0.001)
+        await stream.aclose()
+        while run_id in api.services.hints._run_ends:
+            await trio.sleep(0.001)
+
+
+async def test_requests_on_one_connection_are_answered_in_turn(api: Api, port: int) -> None:
+    unknown = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        with trio.fail_after(10):
+            for _ in range(3):
+                await stream.send_all(result_request(api, unknown))
+                answer = b""
+                while not _is_whole(*answer.partition(b"\r\n\r\n")[::2]):
+                    answer += await stream.receive_some(65536)
+                assert answer.startswith(b"HTTP/1.1 404 ") and b"webhook-signature: v1," in answer
+                assert answer.endswith(b"}") and answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("encoding", ["content-length", "chunked"])
+async def test_a_long_body_that_is_refused_at_its_beginning_holds_nothing_up(port: int, encoding: str) -> None:
+    if encoding == "chunked":
+        body = (b"10000\r\n" + b"x" * 0x10000 + b"\r\n") * 100 + b"0\r\n\r\n"
+        request = request_of("POST", "/v1/result", {"transfer-encoding": "chunked"}) + body
+    else:
+        request = request_of("POST", "/v1/result", {}, b"x" * 6_000_000)
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(request)
+
+        nursery.start_soon(send)
+        answer = b""
+        with trio.fail_after(10), suppress(trio.BrokenResourceError):
+            while part := await stream.receive_some(65536):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 413 ") and b'"code":"body_too_large"' in answer
+
+
+@pytest.mark.parametrize("path", [route.path for route in MACHINE_ROUTES])
+async def test_machine_routes_refuse_other_methods_and_unsigned_bodies_with_the_headers_of_all_answers(
+    port: int, path: str
+) -> None:
+    status, answer = await exchange(port, request_of("DELETE", path, {}))
+    assert status == 405 and b"\r\nallow: P" in answer
+    status, answer = await exchange(port, request_of("PUT" if path == "/v1/sync" else "POST", path, {}, b"{}"))
+    assert status == 401 and b"\r\nwww-authenticate: Bearer\r\n" in answer
+    for header in (b"content-type: application/json", b"cache-control: no-store", b"x-content-type-options: nosniff"):
+        assert b"\r\n" + header + b"\r\n" in answer

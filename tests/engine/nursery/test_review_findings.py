@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,57 +13,17 @@ from msgspec import Raw
 from engine.core.outcome import Reported
 from engine.nursery import dispatcher
 from engine.nursery.app_watch import look
-from engine.nursery.context import EngineContext, Limits
 from engine.nursery.dispatcher import claim_and_start, serve_dispatcher
-from engine.nursery.group_writers import make_event_writer, make_report_writer
 from engine.nursery.inflight import InflightRuns
-from engine.nursery.invocation import _submit, take_up
+from engine.nursery.intake import make_inflight
+from engine.nursery.invocation import _submit
 from engine.store.database import Database, DatabaseUnavailable
-from engine.store.hints import Hints
-from engine.store.keyring import Keyring
 from engine.store.read_invocations import Handover, read_invocations
-from engine.store.sealing import Sealer
 from engine.store.sql import Connection
-from engine.transport.app_client import AppClient, Died
-from protocol.manifest import Workspace
+from engine.transport.app_client import Died
 from protocol.ops import Complete
-from protocol.signing import Key, new_key
-from tests.engine.store.world import LEASE_SECONDS, World, make_world
-
-DEV = Workspace("shop", "dev")
-
-
-@asynccontextmanager
-async def an_engine(world: World, runs_max: int = 256) -> AsyncIterator[EngineContext]:
-    hints = Hints()
-    key = Key.parse(new_key())
-    async with AppClient(allow_local=True) as apps, trio.open_nursery() as writers:
-        engine = EngineContext(
-            world.engine_id,
-            "test",
-            world.database,
-            make_event_writer(world.database, hints),
-            make_report_writer(world.database, hints, LEASE_SECONDS),
-            hints,
-            InflightRuns(runs_max),
-            apps,
-            Keyring(world.database, Sealer("s" * 32), key),
-            Limits(runs_in_flight_max=runs_max),
-        )
-        await writers.start(engine.reports.serve)
-        yield engine
-        writers.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def an_app(world: World, answer: Any) -> AsyncIterator[str]:
-    """A server that gives each connection to `answer`; its URL, which the workspace has too."""
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(trio.serve_tcp, answer, 0)
-        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
-        await world.rows("UPDATE app SET serve_url = $1 RETURNING 1", url)
-        yield url
-        nursery.cancel_scope.cancel()
+from tests.engine.nursery.stand import DEV, an_app, an_engine
+from tests.engine.store.world import World, make_world
 
 
 async def hang(stream: trio.SocketStream) -> None:
@@ -74,33 +33,31 @@ async def hang(stream: trio.SocketStream) -> None:
 async def test_a_drained_dispatcher_claims_nothing_more_although_much_is_due(database: Database) -> None:
     world = await make_world(database)
     await world.append(*(world.event("go") for _ in range(12)))
-    async with an_engine(world, runs_max=1_000) as engine, an_app(world, hang), trio.open_nursery() as invocations:
+    async with an_engine(world, runs_max=1_000) as engine, an_app(world, hang):
         async with trio.open_nursery() as intake:
             # One a claim, as where each lane has a little; cancelled while the first is under way.
             engine.inflight.__class__ = OneAtATime
-            intake.start_soon(serve_dispatcher, engine, invocations)
+            intake.start_soon(serve_dispatcher, engine)
             while not len(engine.inflight):
                 await trio.lowlevel.checkpoint()
             intake.cancel_scope.cancel()
         assert len(engine.inflight) <= 2
-        invocations.cancel_scope.cancel()
 
 
 class OneAtATime(InflightRuns):
     @property
-    def free(self) -> int:
+    def claim_max(self) -> int:
         return 1
 
 
 async def test_claims_in_a_row_never_take_more_runs_than_may_be_under_way_and_one_app_leaves_room(database: Database) -> None:
     world = await make_world(database)
     await world.append(*(world.event("go") for _ in range(30)))
-    async with an_engine(world, runs_max=8) as engine, an_app(world, hang), trio.open_nursery() as invocations:
+    async with an_engine(world, runs_max=8) as engine, an_app(world, hang):
         for _ in range(8):
-            await claim_and_start(engine, invocations)
-        assert len(engine.inflight) == 4, "a claim takes a quarter, and an app with half of all places gets no more"
-        assert engine.inflight.full_workspaces() == [world.workspace_id]
-        invocations.cancel_scope.cancel()
+            await claim_and_start(engine)
+        assert len(engine.inflight) == 7, "an app with nearly all places gets no more"
+        assert engine.intake.full_workspaces() == [world.workspace_id] and engine.intake.reserve(9) == 1
 
 
 async def test_a_database_that_hangs_in_a_claim_does_not_end_the_dispatcher(
@@ -113,9 +70,10 @@ async def test_a_database_that_hangs_in_a_claim_does_not_end_the_dispatcher(
     async def lock(conn: Connection) -> None:
         await conn._raw.execute("LOCK TABLE live_run IN ACCESS EXCLUSIVE MODE")
 
-    async with an_engine(world) as engine, trio.open_nursery() as invocations:
+    async with an_engine(world) as engine:
         async with world.paused(lock):
-            assert await claim_and_start(engine, invocations) == (0, 0)
+            assert await claim_and_start(engine) == (0, 0)
+        assert engine.inflight.reserved == 0
 
 
 async def test_a_lease_that_is_over_is_not_handed_over(database: Database) -> None:
@@ -146,7 +104,9 @@ async def test_a_database_that_is_lost_before_the_call_ends_no_engine_and_counts
     handover = await handed_over(world)
     async with an_engine(world) as engine:
         engine.keyring._database = Away()  # type: ignore[assignment]
-        await dispatcher.run_invocation(engine, take_up(engine, handover))
+        assert engine.intake.reserve(1) == 1
+        engine.intake.start([handover], trio.current_time())
+        await engine.inflight.wait_empty()
         assert await look(engine, "http://127.0.0.1:1/", DEV) == ("", False)
     assert await world.state(handover.lease.run_id) == "ready"
     assert [row["attempt"] for row in await world.rows("SELECT attempt FROM live_run")] == [1]
@@ -165,7 +125,7 @@ async def test_a_report_that_can_not_be_written_interrupts_its_run_and_no_engine
 
         engine.reports._flush = poisoned  # type: ignore[method-assign]
         outcome = Reported((Complete(Raw(b"1")),), 0, True)
-        assert (await _submit(engine, take_up(engine, handover), outcome)).status == "ok"
+        assert (await _submit(engine, make_inflight(handover, 0), outcome)).status == "ok"
     rows = await world.rows("SELECT state, interruptions FROM live_run")
     assert [(row["state"], row["interruptions"]) for row in rows] == [("ready", 1)]
 
@@ -176,7 +136,7 @@ async def test_an_outcome_waits_while_the_writer_has_too_many_rows(database: Dat
     async with an_engine(world) as engine:
         engine.reports._rows_waiting_max = 0
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_submit, engine, take_up(engine, handover), Reported((Complete(Raw(b"1")),), 0, True))
+            nursery.start_soon(_submit, engine, make_inflight(handover, 0), Reported((Complete(Raw(b"1")),), 0, True))
             await trio.sleep(0.1)
             engine.reports._rows_waiting_max = 10
     assert await world.state(handover.lease.run_id) == "completed"
@@ -212,7 +172,9 @@ async def test_the_former_call_of_a_run_that_is_leased_again_ends(database: Data
     world = await make_world(database)
     handover = await handed_over(world)
     async with an_engine(world) as engine:
-        first, second = take_up(engine, handover), take_up(engine, handover)
+        first, second = make_inflight(handover, 0), make_inflight(handover, 0)
+        engine.inflight.add(first)
+        engine.inflight.add(second)
         assert first.end_cause == "lease_lost" and second.end_cause is None
         engine.inflight.remove(first)
         assert len(engine.inflight) == 1

@@ -47,12 +47,21 @@ def task_names(system: System, nursery: str) -> list[str]:
     return [task["name"] for task in found["tasks"]]
 
 
-def test_a_run_in_flight_is_a_task_of_the_inflight_nursery_until_it_has_ended(system: System) -> None:
+def invocation_names(system: System) -> list[str]:
+    """The tasks of all calls in the inflight nursery: each stands under the call in which it travels."""
+    inflight = nursery_of(task_tree(system), "inflight")
+    assert inflight is not None
+    calls = [task for task in inflight["tasks"] if task["name"].startswith("call shop/dev, ")]
+    nurseries = [nursery for call in calls for nursery in call["nurseries"] if nursery["name"] == "invocations"]
+    return [task["name"] for nursery in nurseries for task in nursery["tasks"]]
+
+
+def test_a_run_in_flight_is_a_task_of_its_call_in_the_inflight_nursery_until_it_has_ended(system: System) -> None:
     run_id = start_run(system, "three.wanted", {"n": 1, "body_seconds": 1.0}, "seen-in-flight")
     wait_until("a body runs", lambda: body_starts(system, run_id, "a"))
-    assert f"invocation {run_id}" in task_names(system, "inflight")
+    assert f"invocation {run_id}" in invocation_names(system)
     system.wait_all_ended()
-    assert wait_until("its task is gone", lambda: f"invocation {run_id}" not in task_names(system, "inflight"))
+    assert wait_until("its task is gone", lambda: f"invocation {run_id}" not in invocation_names(system))
 
 
 def test_a_near_deadline_is_an_alarm_until_it_has_rung(system: System) -> None:

@@ -1,12 +1,13 @@
 """The app: the functions that it offers, and the ways in and out: `asgi()`, `wsgi()`, `send`, `start`.
 
-Owns the list of functions and the two clients. Reads the environment only when something is served or sent.
+Owns the list of functions, the two clients and the keeper of leases. Reads the environment only when something is served or sent.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from durable.alive import AliveKeeper
 from durable.client import Client, SyncClient
 from durable.deployment import read_deployment
 from durable.durations import Duration
@@ -17,7 +18,6 @@ from durable.run_handle import RunHandle
 from durable.triggers import Concurrency, Event
 from durable.version import VERSION
 from durable.wire import (
-    BODY_BYTES_MAX,
     PROTOCOL_VERSION,
     Backoff,
     Batch,
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from durable.http_wsgi import WsgiApp
 
 # Each invocation is some tasks here; a call with more of them would only answer later.
-INVOCATIONS_PER_CALL_MAX: Final = 100
+INVOCATIONS_PER_CALL_MAX: Final = 200
+# What a call should have at most. Larger ones are taken too, up to BODY_BYTES_MAX: a single event or result may need it.
+CALL_BYTES_MAX: Final = 4 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -60,6 +62,7 @@ class App:
         self.name = name
         self.client = Client(self.settings)
         self.sync_client = SyncClient(self.settings)
+        self.alive = AliveKeeper(self.settings)
         self._functions: dict[str, Function] = {}
 
     @property
@@ -190,9 +193,9 @@ class App:
             workspace=self.settings().workspace,
             sdk=Sdk("python", VERSION),
             protocol=[PROTOCOL_VERSION],
-            capabilities=Capabilities(checkpoint=True, batch=Batch(INVOCATIONS_PER_CALL_MAX), refs=False),
+            capabilities=Capabilities(checkpoint=True, batch=Batch(INVOCATIONS_PER_CALL_MAX), refs=True, alive=True),
             deployment=read_deployment(functions),
-            max_body=BODY_BYTES_MAX,
+            max_body=CALL_BYTES_MAX,
             functions=[function.config() for function in functions],
         )
 

@@ -11,9 +11,9 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from types import CoroutineType
 from typing import Any, Final
 
 from durable.await_place import find_await_place
@@ -33,20 +33,18 @@ UNWIND_SECONDS_MAX: Final = 10.0
 
 STEPS_WHILE_UNWINDING_MAX: Final = 10_000
 
+_NO_CONTEXT: Final = Context()
+"""For alarms: the loop keeps a cancelled one until its time, and with it a context and all that is in that."""
+
 
 def new_signal() -> Signal:
     """A signal for a task of this loop."""
     return AsyncioSignal(asyncio.get_running_loop())
 
 
-@asynccontextmanager
-async def open_scope() -> "AsyncIterator[AsyncioScope]":
+def open_scope() -> "AsyncioScope":
     """A scope for one invocation. Leaving it cancels what still runs in it and waits for that."""
-    scope = AsyncioScope(asyncio.get_running_loop())
-    try:
-        yield scope
-    finally:
-        await scope.close()
+    return AsyncioScope(asyncio.get_running_loop())
 
 
 class AsyncioScope:
@@ -55,6 +53,13 @@ class AsyncioScope:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.tasks: set[asyncio.Task[Any]] = set()
+        self._limits = _Limits(loop)
+
+    async def __aenter__(self) -> "AsyncioScope":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
 
     def new_signal(self) -> "AsyncioSignal":
         return AsyncioSignal(self.loop)
@@ -62,26 +67,30 @@ class AsyncioScope:
     def new_host(self, execution: Any) -> Host:
         return AsyncioHost(self, execution) if execution.function.is_async else ThreadHost(self, execution)
 
-    def start(self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None) -> "asyncio.Task[None]":
-        context = copy_context() if context is None else context
-        # Bodies and checkpoints are no tasks of the handler: its idleness does not depend on them.
+    def start(self, run: Callable[..., Coroutine[Any, Any, None]], *arguments: Any, context: Context) -> "asyncio.Task[None]":
+        # Bodies are no tasks of the handler: its idleness does not depend on them.
         context.run(_host_here.set, None)
-        task: asyncio.Task[None] = self.loop.create_task(run(*arguments), context=context)  # type: ignore[arg-type]
+        task: asyncio.Task[None] = _create_task(self.loop, run(*arguments), context)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
         return task
 
+    def ended(self, job: Any) -> None:
+        self.tasks.discard(job)
+
     async def run_limited(self, timeout_seconds: float, call: Callable[[], Any], *, is_async: bool) -> Any:
-        limit = asyncio.timeout(timeout_seconds)
+        task = asyncio.current_task(self.loop)
+        assert task is not None
+        self._limits.begin(task, timeout_seconds)
         try:
-            async with limit:
-                value = call() if is_async else await self._run_in_thread(call)
-                # Also when a plain function, such as a lambda, gave a coroutine.
-                return await value if inspect.isawaitable(value) else value
-        except TimeoutError:
-            if limit.expired():
+            value = call() if is_async else await self._run_in_thread(call)
+            # Also when a plain function, such as a lambda, gave a coroutine.
+            return await value if isinstance(value, CoroutineType) or inspect.isawaitable(value) else value
+        except asyncio.CancelledError:
+            if self._limits.has_struck(task):
                 raise StepTimeout(timeout_seconds) from None
             raise
+        finally:
+            self._limits.over(task)
 
     async def _run_in_thread(self, call: Callable[[], Any]) -> Any:
         reply: asyncio.Future[Outcome] = self.loop.create_future()
@@ -109,11 +118,57 @@ class AsyncioScope:
         return True
 
     async def close(self) -> None:
-        while self.tasks:
-            for task in self.tasks:
+        while left := [task for task in self.tasks if not task.done()]:
+            for task in left:
                 task.cancel()
             # One that swallows its cancellation is cancelled again, and waited for: leaving without it would leak it.
-            await asyncio.wait(self.tasks, timeout=UNWIND_SECONDS_MAX)
+            await asyncio.wait(left, timeout=UNWIND_SECONDS_MAX)
+        self.tasks.clear()
+        self._limits.close()
+
+
+class _Limits:
+    """The time limits of the tasks of one scope, with one alarm for all: most tasks end long before theirs."""
+
+    __slots__ = ("_alarm", "_alarm_at", "_ends", "_loop", "_struck")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ends: dict[asyncio.Task[Any], float] = {}
+        self._struck: set[asyncio.Task[Any]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
+
+    def begin(self, task: "asyncio.Task[Any]", seconds: float) -> None:
+        """Cancel the task when it is not `over` by then."""
+        self._ends[task] = ends_at = self._loop.time() + seconds
+        if self._alarm is None or ends_at < self._alarm_at:
+            self._arm(ends_at)
+
+    def over(self, task: "asyncio.Task[Any]") -> None:
+        self._ends.pop(task, None)
+
+    def has_struck(self, task: "asyncio.Task[Any]") -> bool:
+        """Whether a cancellation that arrived is the limit's own, and not somebody else's too."""
+        return task in self._struck and task.uncancel() == 0
+
+    def close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _arm(self, at: float) -> None:
+        self.close()
+        self._alarm, self._alarm_at = self._loop.call_at(at, self._ring, context=_NO_CONTEXT), at
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = max(self._loop.time(), self._alarm_at)
+        for task in [task for task, ends_at in self._ends.items() if ends_at <= now]:
+            del self._ends[task]
+            self._struck.add(task)
+            task.cancel()
+        if self._ends:
+            self._arm(min(self._ends.values()))
 
 
 class AsyncioSignal:
@@ -137,7 +192,8 @@ class AsyncioSignal:
             self._waiter = waiter = self._loop.create_future()
             alarm = None
             if until is not None:
-                alarm = self._loop.call_later(max(until - time.monotonic(), 0), _set_result, waiter, None)
+                seconds = max(until - time.monotonic(), 0)
+                alarm = self._loop.call_later(seconds, _set_result, waiter, None, context=_NO_CONTEXT)
             try:
                 await waiter
             finally:
@@ -165,16 +221,17 @@ class AsyncioHost:
         self._moves = 0
         self._settled_at_move = -1
         self._has_shrunk = False
+        self._is_stopping = False
         self._steps_while_unwinding = 0
-        self._stuck: asyncio.Future[None] = scope.loop.create_future()
+        self._stuck: asyncio.Future[None] | None = None
 
     def start(self, signal: Signal, context: Context) -> None:
         self._signal = signal
         context.run(_host_here.set, self)
         _watch_new_tasks(self._loop)
-        self._root = self._loop.create_task(self._run(), context=context)
-        self._scope.tasks.add(self._root)
-        self._root.add_done_callback(self._root_ended)
+        self._root = root = _create_task(self._loop, self._run(), context)
+        self._scope.tasks.add(root)
+        self.adopt(root)
 
     async def _run(self) -> None:
         execution = self._execution
@@ -183,11 +240,6 @@ class AsyncioHost:
             self.outcome = Outcome(value=value)
         except BaseException as error:
             self.outcome = Outcome(error=error)
-
-    def _root_ended(self, root: asyncio.Task[None]) -> None:
-        self._scope.tasks.discard(root)
-        if self.outcome is None:  # cancelled before its first turn
-            self.outcome = Outcome(error=asyncio.CancelledError())
         assert self._signal is not None
         self._signal.set()
 
@@ -234,13 +286,17 @@ class AsyncioHost:
     async def _slow_down(self) -> None:
         # A handler that catches everything in a loop would spin here. The turn lets the other runs of the process go on.
         self._steps_while_unwinding += 1
-        if self._steps_while_unwinding < STEPS_WHILE_UNWINDING_MAX:
+        if self._steps_while_unwinding < STEPS_WHILE_UNWINDING_MAX or self._stuck is None:
             await asyncio.sleep(0)
             return
         _set_result(self._stuck, None)
         await self._loop.create_future()
 
-    async def until_idle(self) -> bool:
+    def is_idle(self) -> bool:
+        # All its tasks await steps, and none has ended that another could be told of.
+        return self.outcome is not None or not (self._outside or self._has_shrunk)
+
+    async def until_idle(self, until: float | None) -> bool:
         quiet_turns = 0
         moves = self._moves
         for _ in range(BUSY_TURNS_MAX):
@@ -249,13 +305,13 @@ class AsyncioHost:
             if self._has_runnable_task() or moves != self._moves:
                 moves = self._moves
                 quiet_turns = 0
-            elif moves == self._settled_at_move or quiet_turns >= QUIET_TURNS:
+            elif moves == self._settled_at_move or quiet_turns >= QUIET_TURNS or self.is_idle():
                 break
-            elif not self._outside and not self._has_shrunk:
-                break  # all its tasks await steps, and none has ended that another could be told of
             else:
                 quiet_turns += 1
             await asyncio.sleep(0)
+            if until is not None and time.monotonic() >= until and not self.is_idle():
+                return False
         else:
             return False
         self._settled_at_move = moves
@@ -286,6 +342,7 @@ class AsyncioHost:
         return awaited in self._outside or awaited in self._in_steps or type(awaited).__name__ == "_GatheringFuture"
 
     def stop(self) -> None:
+        self._is_stopping = True
         for task in (self._root, *self._outside, *self._in_steps):
             if task is not None:
                 task.cancel()
@@ -294,21 +351,29 @@ class AsyncioHost:
         root = self._root
         assert root is not None
         was_over = self.outcome is not None
-        if not root.done():
-            root.cancel()
-            await asyncio.wait({root, self._stuck}, return_when=asyncio.FIRST_COMPLETED, timeout=UNWIND_SECONDS_MAX)
-            if self._stuck.done():
+        if not was_over and not root.done():
+            self._stuck = stuck = self._loop.create_future()
+            if not self._is_stopping:  # a second cancellation would interrupt its `finally` blocks
+                root.cancel()
+            await asyncio.wait({root, stuck}, return_when=asyncio.FIRST_COMPLETED, timeout=UNWIND_SECONDS_MAX)
+            if stuck.done():
                 # Nothing ends such a handler. Its task is left to the garbage collector, waiting for nothing.
                 logger.error("function %s: the handler catches everything in a loop and can not be ended", self._name)
                 self._scope.tasks.discard(root)
                 return False
             await self._wait_until_ended({root})
+        if self.outcome is None:  # cancelled before its first turn
+            self.outcome = Outcome(error=asyncio.CancelledError())
         others = {task for task in (*self._outside, *self._in_steps) if not task.done()}
         while others:
             for task in others:
-                task.cancel()
+                if not (self._is_stopping and task.cancelling()):
+                    task.cancel()
             await self._wait_until_ended(others)
             others = {task for task in (*self._outside, *self._in_steps) if not task.done()}
+        self._root = None
+        self._outside.clear()
+        self._in_steps.clear()
         return was_over or (self.outcome is not None and is_parked(self.outcome))
 
     async def _wait_until_ended(self, tasks: "set[asyncio.Task[Any]]") -> None:
@@ -371,4 +436,12 @@ def _watch_new_tasks(loop: asyncio.AbstractEventLoop) -> None:
         return task
 
     create_task.is_durable = True  # type: ignore[attr-defined]
+    create_task.is_outermost = inner is None  # type: ignore[attr-defined]
     loop.set_task_factory(create_task)
+
+
+def _create_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, None], context: Context) -> "asyncio.Task[None]":
+    """A task that no host has to be told of; past the factory where that would do nothing more."""
+    if getattr(loop.get_task_factory(), "is_outermost", False):
+        return asyncio.Task(coro, loop=loop, context=context)
+    return loop.create_task(coro, context=context)

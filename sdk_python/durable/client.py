@@ -6,33 +6,25 @@ goes to DURABLE_URL and nowhere else.
 """
 
 import asyncio
-import os
 import random
-import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Final
 from weakref import WeakKeyDictionary
 
 import anyio
-import httpx
 
+from durable.connections import Connections
 from durable.errors import EngineUnreachable
 from durable.event_loop import current_loop
+from durable.http_exchange import ConnectionWasClosed, ExchangeFailed
 from durable.keys import Settings
 from durable.signed_requests import read_answer, sign_request
-from durable.wire import BODY_BYTES_MAX
+from durable.sync_connections import SyncConnections
 
-CONNECT_SECONDS_MAX: Final = 5.0
-# The engine holds a question for a result at most 30 s.
-ANSWER_SECONDS_MAX: Final = 45.0
 TRY_AGAIN_SECONDS: Final = 30.0
 PAUSE_SECONDS_MIN: Final = 0.2
 PAUSE_SECONDS_MAX: Final = 5.0
-
-_TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS_MAX, connect=CONNECT_SECONDS_MAX)
 
 
 class Client:
@@ -40,7 +32,7 @@ class Client:
 
     def __init__(self, read_settings: Callable[[], Settings]) -> None:
         self._read_settings = read_settings
-        self._pools: WeakKeyDictionary[object, httpx.AsyncClient] = WeakKeyDictionary()
+        self._pools: WeakKeyDictionary[object, Connections] = WeakKeyDictionary()
 
     async def call(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
         """`post`, tried again for about half a minute while the engine is unreachable or busy."""
@@ -59,36 +51,30 @@ class Client:
         for 429 and 503, and Refused. `message_type` is the `type` inside of the body, for messages.
         """
         settings = self._read_settings()
-        request = sign_request(settings, path, body)
-        try:
-            async with self._pool().stream(method, request.url, content=body, headers=request.headers) as response:
-                answer = bytearray()
-                async for chunk in response.aiter_raw():
-                    answer += chunk
-                    _require_bounded(len(answer))
-        except httpx.HTTPError as error:
-            raise _unreachable(settings, message_type, error) from error
-        return read_answer(settings, request, response.status_code, response.headers, bytes(answer))
+        is_fresh = False
+        while True:
+            request = sign_request(settings, body)
+            try:
+                reply = await self._pool().ask(settings.url, method, path, request.headers, body, is_fresh=is_fresh)
+            except ConnectionWasClosed:
+                is_fresh = True
+            except ExchangeFailed as error:
+                raise _unreachable(settings, message_type, error) from error
+            else:
+                return read_answer(settings, request, reply.status, reply.headers, reply.body)
 
     async def close(self) -> None:
         """Close the connections of this loop. It may be used again afterwards."""
         pool = self._pools.pop(current_loop(), None)
         if pool is not None:
-            await pool.aclose()
+            await pool.close()
 
-    def _pool(self) -> httpx.AsyncClient:
+    def _pool(self) -> Connections:
         loop = current_loop()
         pool = self._pools.get(loop)
         if pool is None:
             self._drop_pools_of_closed_loops()
-            pool = httpx.AsyncClient(
-                verify=_tls(),
-                trust_env=False,
-                follow_redirects=False,
-                timeout=_TIMEOUT,
-                limits=httpx.Limits(max_connections=None),
-            )
-            self._pools[loop] = pool
+            pool = self._pools[loop] = Connections()
         return pool
 
     def _drop_pools_of_closed_loops(self) -> None:
@@ -104,8 +90,7 @@ class SyncClient:
 
     def __init__(self, read_settings: Callable[[], Settings]) -> None:
         self._read_settings = read_settings
-        self._lock = threading.Lock()
-        self._pool_of: tuple[int, httpx.Client] | None = None
+        self._connections = SyncConnections()
 
     def call(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
         """See `Client.call`."""
@@ -122,37 +107,21 @@ class SyncClient:
     def post(self, path: str, body: bytes, message_type: str, *, method: str = "POST") -> bytes:
         """See `Client.post`."""
         settings = self._read_settings()
-        request = sign_request(settings, path, body)
-        try:
-            with self._pool().stream(method, request.url, content=body, headers=request.headers) as response:
-                answer = bytearray()
-                for chunk in response.iter_raw():
-                    answer += chunk
-                    _require_bounded(len(answer))
-        except httpx.HTTPError as error:
-            raise _unreachable(settings, message_type, error) from error
-        return read_answer(settings, request, response.status_code, response.headers, bytes(answer))
+        is_fresh = False
+        while True:
+            request = sign_request(settings, body)
+            try:
+                reply = self._connections.ask(settings.url, method, path, request.headers, body, is_fresh=is_fresh)
+            except ConnectionWasClosed:
+                is_fresh = True
+            except ExchangeFailed as error:
+                raise _unreachable(settings, message_type, error) from error
+            else:
+                return read_answer(settings, request, reply.status, reply.headers, reply.body)
 
     def close(self) -> None:
         """Close the connections. It may be used again afterwards."""
-        with self._lock:
-            pool_of, self._pool_of = self._pool_of, None
-        if pool_of is not None and pool_of[0] == os.getpid():
-            pool_of[1].close()
-
-    def _pool(self) -> httpx.Client:
-        with self._lock:
-            # A child of a fork must not write into its parent's connections.
-            if self._pool_of is None or self._pool_of[0] != os.getpid():
-                pool = httpx.Client(
-                    verify=_tls(),
-                    trust_env=False,
-                    follow_redirects=False,
-                    timeout=_TIMEOUT,
-                    limits=httpx.Limits(max_connections=None),
-                )
-                self._pool_of = (os.getpid(), pool)
-            return self._pool_of[1]
+        self._connections.close()
 
 
 def _pauses() -> Iterator[float]:
@@ -164,19 +133,8 @@ def _pauses() -> Iterator[float]:
         longest_seconds = min(longest_seconds * 2, PAUSE_SECONDS_MAX)
 
 
-def _require_bounded(size_bytes: int) -> None:
-    if size_bytes > BODY_BYTES_MAX:
-        raise EngineUnreachable(f"The answer has more than {BODY_BYTES_MAX:,} bytes, which is no answer of the engine.")
-
-
-def _unreachable(settings: Settings, message_type: str, error: httpx.HTTPError) -> EngineUnreachable:
+def _unreachable(settings: Settings, message_type: str, error: ExchangeFailed) -> EngineUnreachable:
     return EngineUnreachable(
-        f"The engine at {settings.url} could not be reached for {message_type!r}: {error or type(error).__name__}. "
+        f"The engine at {settings.url} could not be reached for {message_type!r}: {error}. "
         "Is it running, and is DURABLE_URL its address?"
     )
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    # Reading the certificates takes some 20 ms; the context can serve all pools.
-    return ssl.create_default_context()

@@ -1,6 +1,8 @@
 """Which event loop runs here, as a key for what belongs to one loop: connections, tasks, events."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import sniffio
 
@@ -12,3 +14,10 @@ def current_loop() -> object:
 
         return trio.lowlevel.current_trio_token()
     return asyncio.get_running_loop()
+
+
+def call_soon_on(loop: Any) -> Callable[..., object]:
+    """`call_soon(call, *arguments)` for any thread: calls it on this loop. RuntimeError when the loop has ended."""
+    is_asyncio = isinstance(loop, asyncio.AbstractEventLoop)
+    call_soon: Callable[..., object] = loop.call_soon_threadsafe if is_asyncio else loop.run_sync_soon
+    return call_soon

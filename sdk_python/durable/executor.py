@@ -1,8 +1,8 @@
 """Drives one handler through one invocation: replays the memo, runs bodies, sends ops, delivers results, ends.
 
-Owns the order of things (protocol section 7): results in commit order and only to an idle handler, no body
-before all that was asked for is delivered, one checkpoint of the run in flight at a time, the lease, the end.
-Never touches tasks, threads or sockets itself: the runtime's scope and host, and the sender, do.
+Owns the order of things (protocol section 7): results in commit order and only to an idle handler, no body before all that
+was asked for is delivered and all that was delivered is acknowledged, one checkpoint of the run in flight at a time, the
+lease, the end. Never touches tasks, threads or sockets itself: the runtime's scope and host, and the sender, do.
 """
 
 import asyncio
@@ -10,21 +10,22 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from msgspec import UNSET
 
 from durable.current_step import CurrentStep, running_step
 from durable.errors import EngineUnreachable, Parked
+from durable.fetched_values import FetchedValues
 from durable.function import Function
-from durable.invocation_end import ParkSwallowed, ops_of_fault, ops_of_outcome, ops_of_parking, refusal_op
+from durable.invocation_end import ParkSwallowed, last_ops, refusal_op
 from durable.lease import Lease
-from durable.memo import Memo, StepIds
 from durable.open_step import Body, OpenStep, StepState
+from durable.open_steps import OpenSteps
 from durable.outbox import Outbox
-from durable.read_memo import read_entry, read_event
-from durable.replay_log import is_replaying
-from durable.run_body import run_body
+from durable.read_memo import read_entry, read_event, read_result
+from durable.replay_log import Replay, is_replaying
+from durable.run_body import run_body, store_result
 from durable.runtime import Host, Outcome, Scope
 from durable.sender import Sender
 from durable.step_faults import (
@@ -35,16 +36,17 @@ from durable.step_faults import (
     code_mismatch,
 )
 from durable.step_id import check_step_id
+from durable.values import Values
 from durable.wire import (
+    AliveRun,
+    AliveRunAnswer,
     CheckpointEntry,
     Ended,
     EntryAnswer,
     FailOp,
     Invocation,
     Kind,
-    MemoEntry,
     Op,
-    StepErrorOp,
     StepOp,
 )
 
@@ -52,12 +54,22 @@ logger: Final = logging.getLogger("durable")
 
 OUTSIDE_GRACE_SECONDS: Final = 0.1
 """How long an await that is no step may hold back the end of an invocation."""
+HOLD_SECONDS: Final = 0.002
+"""How long a result that the handler has got waits for a handler that is at work, to travel with what that does next."""
 
 
 class Execution:
-    """One invocation under way. All methods run on the runtime's loop; none blocks."""
+    """One invocation under way. All methods but `alive_run` run on the runtime's loop; none blocks."""
 
-    def __init__(self, function: Function, invocation: Invocation, sender: Sender, received_at: float, scope: Scope) -> None:
+    def __init__(
+        self,
+        function: Function,
+        invocation: Invocation,
+        sender: Sender,
+        received_at: float,
+        scope: Scope,
+        values: Values | None = None,
+    ) -> None:
         self.function = function
         self.invocation = invocation
         self.event = read_event(invocation)
@@ -66,22 +78,20 @@ class Execution:
         self._sender = sender
         self._scope = scope
         self._signal = scope.new_signal()
-        self._memo = Memo(invocation.steps)
-        self.is_replaying = self._memo.is_replaying
-        self._ids = StepIds()
-        self._open: dict[str, OpenStep] = {}
-        self._planned: dict[str, OpenStep] = {}
-        self._backing_off: dict[str, OpenStep] = {}
-        self._busy_count = 0  # steps that are RUNNING or REPORTED
-        self._waiting_count = 0  # steps that are WAITING
-        self._retries = {retry.id: retry for retry in invocation.retries}
-        self._engine_waits = {wait.id: wait.kind for wait in invocation.waiting}
+        self._values = values
+        self._fetched = None if values is None else FetchedValues(invocation.run_id, values)
+        self._is_fetching = False
         self._outbox = Outbox()
-        self._in_flight: list[Op] | None = None
+        self._steps = OpenSteps(invocation, self._outbox, self._fetched)
+        self._memo = self._steps.memo
+        self.is_replaying = self._memo.is_replaying
+        self._sent_at = received_at
+        self._hold_ends_at = 0.0
         self._needs_news = False
         self._lease = Lease(received_at, invocation.lease_seconds)
         self._warned_of: set[str] = set()
         self._handler_is_active = True
+        self._is_advancing = False
         self._fault: BaseException | None = None
         self._refusal: FailOp | None = None
         self._is_over = False  # stale or cancelled: the engine wants to hear nothing more
@@ -95,21 +105,22 @@ class Execution:
         """Start the handler and go on until the invocation has an end."""
         context = copy_context()
         # The handler's tasks inherit the context; what they find there must change with the replay.
-        context.run(is_replaying.set, cast(bool, _Replay(self)))
+        context.run(is_replaying.set, Replay(self))
         self._host.start(self._signal, context)
         while True:
-            is_idle = await self._host.until_idle()
+            is_idle = self._host.is_idle() or await self._host.until_idle(self._held_until())
             if self._must_stop():
                 break
+            self._signal.clear()
             if not is_idle:
-                self._flush()
+                if time.monotonic() >= (self._held_until() or 0.0):
+                    self._flush(is_idle=False)
                 continue
             self._handler_is_active = False
-            if self._deliver_next():
+            if self._advance():
                 continue
-            self._wake_retries()
-            self._start_bodies()
-            self._flush()
+            if self._must_stop():
+                break
             if self._is_quiet():
                 if await self._is_parked():
                     break
@@ -124,156 +135,235 @@ class Execution:
             or self._refusal is not None
             or self._is_over
             or self._is_cut_off
+            or self._steps.lacks_news
             or self._breakage is not None
         )
 
+    def _advance(self) -> bool:
+        """All that can be done with an idle handler. True when it got a result, and so is at work again."""
+        self._is_advancing = True
+        try:
+            if self._deliver_next() or self._deliver_early():
+                return True
+            self._steps.wake_retries()
+            self._start_bodies()
+            self._flush()
+            return False
+        finally:
+            self._is_advancing = False
+
+    def _nudge(self) -> None:
+        """Something has come from elsewhere than the handler: go on here and now if it is idle; else the drive does."""
+        if self._is_advancing or self.is_unwinding or self._must_stop() or not self._host.is_idle():
+            self._signal.set()
+            return
+        self._handler_is_active = False
+        try:
+            is_at_work = self._advance()
+        except Exception as error:
+            self._breakage = error
+            is_at_work = True
+        steps = self._steps
+        if is_at_work or not steps.busy_count or steps.waiting_count or steps.backing_off:
+            self._signal.set()
+
     def stop(self) -> None:
-        """End at once. After a cancellation from outside the handler's steps must record nothing."""
+        """End at once. The handler's steps record nothing any more."""
         self.is_unwinding = True
         self._host.stop()
+
+    def close(self) -> None:
+        """All of it is over; steps that are called now are refused."""
+        self.has_ended = True
+        del self._host  # else the two hold each other, until the garbage collector comes
 
     # Delivery.
 
     def _deliver_next(self) -> bool:
-        """Give the handler the next result that it asked for. False when there is none."""
-        while (entry := self._memo.take_next_asked()) is not None:
-            step = self._open.get(entry.id)
+        """Give the handler the next result that it asked for. False when there is none, or its value is on its way."""
+        while (entry := self._memo.next_asked) is not None:
+            step = self._steps.open.get(entry.id)
+            fetched = None
+            if step is not None and step.result is None and self._fetched is not None:
+                if self._fetched.is_missing(entry):
+                    self._start_fetch()
+                    return False
+                fetched = self._fetched.take(entry)
+            self._memo.take_next_asked()
             if step is None:
                 continue  # given up since it asked
             self._memo.note_delivered(entry.position)
             self.is_replaying = self.is_replaying and self._memo.is_replaying
-            self._close(step)
-            step.is_delivered = True
-            self._handler_is_active = True
-            assert step.reply is not None
-            step.reply.deliver(read_entry(step, entry))
+            self._deliver(step, read_entry(step, entry, fetched))
             return True
         return False
 
+    def _deliver_early(self) -> bool:
+        """Give the handler the result of its only open step before the engine knows of it (protocol section 7.3).
+
+        No other result can come before it, now or on replay. Whether there is an error or a retry is the engine's to
+        say, so those wait for its answer; so do sync handlers, which no cancellation could stop after it.
+        """
+        if len(self._steps.open) != 1 or self._steps.engine_waits or not self.function.is_async:
+            return False
+        op = self._outbox.lone_result()
+        step = self._steps.open.get(op.id) if op is not None else None
+        if op is None or step is None or step.state is not StepState.REPORTED:
+            return False
+        self._outbox.note_delivered(op)
+        self._hold_ends_at = time.monotonic() + HOLD_SECONDS
+        self._deliver(step, read_result(step))
+        return True
+
+    def _deliver(self, step: OpenStep, outcome: Outcome) -> None:
+        self._steps.close(step)
+        step.is_delivered = True
+        self._handler_is_active = True
+        assert step.reply is not None
+        step.reply.deliver(outcome)
+
+    def _held_until(self) -> float | None:
+        return self._hold_ends_at if self._outbox.holds_delivered else None
+
+    def _start_fetch(self) -> None:
+        """Ask for the values of all entries that the handler has asked for."""
+        if not self._is_fetching and self._fetched is not None and self._fetched.has_wanted:
+            self._is_fetching = True
+            self._scope.start(self._fetch_wanted, self._fetched, context=copy_context())
+
+    async def _fetch_wanted(self, fetched: FetchedValues) -> None:
+        try:
+            await fetched.fetch()
+        except EngineUnreachable as error:
+            self._cut_off(error)
+        except Exception as error:
+            self._breakage = error
+        self._is_fetching = False
+        self._nudge()
+
     # Bodies.
 
-    def _wake_retries(self) -> None:
-        if not self._backing_off:
+    def _start_bodies(self) -> None:
+        """Start what is planned, in call order, unless results are undelivered or unacknowledged, or the lease is short."""
+        if not self._steps.planned or self._outbox.unacknowledged or self._memo.next_asked is not None:
             return
         now = time.monotonic()
-        for step in [step for step in self._backing_off.values() if step.due_at <= now]:
-            del self._backing_off[step.id]
-            step.state = StepState.PLANNED
-            self._planned[step.id] = step
-
-    def _start_bodies(self) -> None:
-        """Start what is planned, in call order, unless the lease is too short to start anything.
-
-        The drive comes here only when nothing is left to deliver.
-        """
-        if not self._planned:
-            return
-        if not self._lease.allows_start(time.monotonic()):
+        if not self._lease.allows_start(now):
             # The answer to whatever is on its way renews the lease as well.
-            self._needs_news = self._in_flight is None
+            self._needs_news = self._outbox.in_flight is None
             return
         self._lease.note_start()
         self.is_replaying = False
-        planned, self._planned = self._planned, {}
-        for step in planned.values():
+        invocation, seen = self.invocation, self._memo.seen
+        for step in self._steps.take_planned(now):
             assert step.body is not None
-            step.state = StepState.RUNNING
-            self._busy_count += 1
-            current = CurrentStep(self.invocation.run_id, step.id, step.attempt, self.invocation.generation)
             context = step.body.context.copy()
-            context.run(running_step.set, current)
-            step.job = self._scope.start(self._run_body, step, step.body, self._memo.seen, context=context)
+            context.run(running_step.set, CurrentStep(invocation.run_id, step.id, step.attempt, invocation.generation))
+            step.job = self._scope.start(self._run_body, step, step.body, seen, context=context)
 
     async def _run_body(self, step: OpenStep, body: Body, seen: int) -> None:
         """Run the body and put its op in the outbox."""
-        op = await run_body(self._scope, step, body, seen, lambda error: self._is_of_the_body(error, step))
-        if self._open.get(step.id) is not step or step.state is not StepState.RUNNING:
+        op = await run_body(self._scope, step, body, seen, self._is_of_the_body)
+        if self._values is not None and isinstance(op, StepOp) and self._steps.is_running(step):
+            try:
+                op = await store_result(self._values, self.invocation.run_id, op)
+            except EngineUnreachable as error:
+                self._cut_off(error)
+            except Exception as error:
+                self._breakage = error
+        self._scope.ended(step.job)
+        if not self._steps.is_running(step):
             return  # given up meanwhile, nobody wants the result
-        step.state = StepState.REPORTED
-        step.job = None
-        self._outbox.ops.append(op)
-        self._signal.set()
+        self._steps.report(step, op)
+        self._nudge()
 
     def _is_of_the_body(self, error: BaseException, step: OpenStep) -> bool:
         """Whether the body failed, rather than was cancelled from here."""
         if isinstance(error, asyncio.CancelledError):
             # A body can raise it by itself, when it awaits a task that somebody else cancelled.
-            return not self.is_unwinding and self._open.get(step.id) is step and step.state is StepState.RUNNING
+            return not self.is_unwinding and self._steps.is_running(step)
         return isinstance(error, Exception | SystemExit)
 
-    # Checkpoints.
+    # Checkpoints, and other news of the engine.
 
-    def _flush(self) -> None:
-        """Start a checkpoint if something has to reach the engine before the invocation can go on or end."""
-        if self._in_flight is not None:
-            return
+    def _flush(self, *, is_idle: bool = True) -> None:
+        """Send a checkpoint if something has to reach the engine before the invocation can go on or end."""
         outbox = self._outbox
-        now = time.monotonic()
-        if self._busy_count and self._waiting_count and now >= self._lease.news_due_at:
+        if outbox.in_flight is not None:
+            return
+        if self._steps.busy_count and self._steps.waiting_count and time.monotonic() >= self._lease.news_due_at:
             self._needs_news = True
-        if outbox.is_urgent or self._needs_news or (outbox.is_prompt and self._busy_count):
-            self._in_flight = outbox.take()
-            self._needs_news = False
-            self._lease.note_asked(now)
-            self._scope.start(self._checkpoint, self._in_flight)
+        if (
+            outbox.is_urgent
+            or self._needs_news
+            or (outbox.is_prompt and self._steps.busy_count)
+            # A result that the handler has travels with what the handler does next; here that waits for the answer.
+            or (outbox.unacknowledged and (self._steps.planned or not is_idle))
+        ):
+            self._send()
 
-    async def _checkpoint(self, ops: list[Op]) -> None:
+    def _send(self) -> None:
         invocation = self.invocation
-        entry = CheckpointEntry(
-            run_id=invocation.run_id, generation=invocation.generation, known=self._memo.known, ops=ops, ends=False
-        )
-        sent_at = time.monotonic()
-        deadline = self._lease.checkpoint_deadline(sent_at)
+        ops = self._outbox.take()
+        self._needs_news = False
+        self._sent_at = now = time.monotonic()
+        self._lease.note_asked(now)
         try:
-            answer = await self._sender.submit(entry, deadline=deadline)
-        except EngineUnreachable as error:
-            logger.warning("run %s: %s; the results travel in the reply instead", invocation.run_id, error)
-            self._is_cut_off = True
+            entry = CheckpointEntry(invocation.run_id, invocation.generation, self._memo.known, ops)
+            self._sender.submit_soon(entry, self._lease.checkpoint_deadline(now), self._take_reply)
         except Exception as error:
             self._breakage = error
+
+    def _take_reply(self, reply: EntryAnswer | Exception) -> None:
+        """What came of the checkpoint that is in flight."""
+        if self.has_ended:
+            return
+        if isinstance(reply, EntryAnswer):
+            self._take_answer(reply)
+        elif isinstance(reply, EngineUnreachable):
+            self._cut_off(reply)
         else:
-            self._take_answer(answer, ops, sent_at)
-            self._in_flight = None
-        self._signal.set()
+            self._breakage = reply
+        self._nudge()
 
-    def _take_answer(self, answer: EntryAnswer, ops: list[Op], sent_at: float) -> None:
-        match answer.status:
-            case "ok":
-                pass
-            case "refused":
-                self._refusal = refusal_op(answer)
-                return
-            case _:
-                self._is_over = True
-                return
-        self._lease.renew(sent_at, None if answer.lease_seconds is UNSET else answer.lease_seconds)
-        for entry in answer.resolved:
-            self._memo.add(entry)
-            step = self._open.get(entry.id)
-            if step is not None and step.state is not StepState.RESOLVED:
-                self._resolve(step, entry)
-        for retry in answer.retries:
-            self._retries[retry.id] = retry
-            step = self._open.get(retry.id)
-            if step is not None and step.state is StepState.REPORTED:
-                self._leave_state(step)
-                self._back_off(step, retry.attempt, retry.in_seconds)
-        for step_id in answer.abandoned:
-            step = self._open.get(step_id)
-            if step is not None and step.state is not StepState.RESOLVED:
-                self._leave_state(step)
-                step.state = StepState.ABANDONED
-        self._note_unanswered(ops)
+    def _cut_off(self, error: EngineUnreachable) -> None:
+        logger.warning("run %s: %s; the results travel in the reply instead", self.invocation.run_id, error)
+        self._is_cut_off = True
 
-    def _note_unanswered(self, ops: list[Op]) -> None:
-        # A reported step that the engine neither committed nor retries would hold the handler for ever. Ending with
-        # `yield` asks for the memo afresh.
-        for op in ops:
-            if isinstance(op, StepOp | StepErrorOp):
-                step = self._open.get(op.id)
-                if step is not None and step.state is StepState.REPORTED:
-                    logger.warning("run %s: the engine did not say what became of step %r", self.invocation.run_id, op.id)
-                    self._is_cut_off = True
+    def _take_answer(self, answer: EntryAnswer) -> None:
+        ops, self._outbox.in_flight = self._outbox.in_flight or [], None
+        if answer.status == "ok":
+            self._lease.renew(self._sent_at, None if answer.lease_seconds is UNSET else answer.lease_seconds)
+            self._steps.take_answer(answer, ops)
+        elif answer.status == "refused":
+            self._refusal = refusal_op(answer)
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Stale or cancelled: the handler is never resumed, not even by what it awaits besides steps."""
+        self._is_over = True
+        self.stop()
+
+    # Alive.
+
+    def alive_run(self, now: float) -> AliveRun:
+        """What the process tells of this run while it lives. Any thread may ask, also while the loop is blocked."""
+        return AliveRun(self.invocation.run_id, self.invocation.generation, self._memo.known, self._steps.open_seconds(now))
+
+    def take_alive(self, answer: AliveRunAnswer) -> None:
+        """What the engine said of this run: a longer lease, results, or that it is over."""
+        if self.is_unwinding or self.has_ended or answer.generation != self.invocation.generation:
+            return
+        if answer.status == "ok":
+            now = time.monotonic()
+            if answer.lease_seconds is not UNSET:
+                self._lease.renew(now, answer.lease_seconds)
+            self._lease.note_asked(now)
+            self._steps.take_resolved(answer.resolved)
+        else:
+            self._give_up()
+        self._nudge()
 
     # What the handler does. Called by the step tools, through the host.
 
@@ -290,24 +380,24 @@ class Execution:
         """The handler calls a step. Raises what the handler must see at once; else the reply brings the result."""
         self._check_callable_here(given_id)
         check_step_id(given_id)
-        if self._ids.is_open(given_id):
+        steps = self._steps
+        if steps.ids.is_open(given_id):
             raise self.fail_with(ambiguous_step_id(given_id))
-        step = OpenStep(given_id, self._ids.take(given_id), kind, read, body)
+        step = OpenStep(given_id, steps.ids.take(given_id), kind, read, body)
         self._signal.set()
         entry = self._memo.entry(step.id)
-        self._check_kind(step, entry.kind if entry is not None else self._engine_waits.get(step.id, kind))
-        self._open[step.id] = step
+        engine_kind = steps.engine_waits.pop(step.id, None)
+        self._check_kind(step, entry.kind if entry is not None else engine_kind or kind)
+        steps.open[step.id] = step
         if entry is not None:
-            self._resolve(step, entry)
+            steps.resolve(step, entry)
         elif body is not None:
-            retry = self._retries.get(step.id)
-            if retry is None:
-                self._planned[step.id] = step
-            else:
-                self._back_off(step, retry.attempt, retry.in_seconds)
+            steps.plan_body(step)
         else:
             assert make_op is not None
-            self._plan_op(step, make_op, wait_seconds)
+            steps.plan_op(step, None if engine_kind else make_op(step.id))
+            if wait_seconds is not None and not engine_kind:
+                self._lease.note_wait(time.monotonic(), wait_seconds)
         return step
 
     def _check_callable_here(self, given_id: str) -> None:
@@ -320,22 +410,8 @@ class Execution:
 
     def _check_kind(self, step: OpenStep, known_kind: str) -> None:
         if known_kind != step.kind:
-            self._ids.close(step.given_id)
+            self._steps.ids.close(step.given_id)
             raise self.fail_with(code_mismatch(step.id, known_kind, step.kind))
-
-    def _plan_op(self, step: OpenStep, make_op: Callable[[str], Op], wait_seconds: float | None) -> None:
-        is_wait = step.kind != "send_events"
-        step.state = StepState.WAITING if is_wait else StepState.REPORTED
-        if is_wait:
-            self._waiting_count += 1
-        else:
-            self._busy_count += 1
-        step.engine_has_it = step.id in self._engine_waits
-        if not step.engine_has_it:
-            self._outbox.ops.append(make_op(step.id))
-            self._outbox.is_prompt = True
-            if wait_seconds is not None:
-                self._lease.note_wait(time.monotonic(), wait_seconds)
 
     def cancelled(self, step: OpenStep) -> BaseException | None:
         """The await of this step was cancelled: what to raise at the step, None for the cancellation itself.
@@ -349,77 +425,22 @@ class Execution:
         if step.is_delivered:
             return None
         if self._handler_is_active:
-            self._abandon(step)
+            self._steps.abandon(step)
+            self._signal.set()
             return None
         return self.fail_with(cancelled_from_outside(step.id))
 
     def fail_with(self, fault: BaseException) -> BaseException:
         """Let the function fail with this, whatever the handler does with it."""
-        if self._fault is None:
-            self._fault = fault
+        self._fault = self._fault or fault
         self._signal.set()
         return fault
-
-    def _abandon(self, step: OpenStep) -> None:
-        is_resolved = step.state is StepState.RESOLVED or step.state is StepState.ABANDONED
-        if step.body is None or step.state is StepState.REPORTED:
-            self._outbox.drop(step.id)
-        if step.job is not None:
-            step.job.cancel()
-        self._planned.pop(step.id, None)
-        self._backing_off.pop(step.id, None)
-        self._close(step)
-        self._signal.set()
-        if not is_resolved:
-            self._outbox.abandon(step.id)
-            # Soon, because a wait that stays open could take the event that a later wait should have.
-            self._outbox.is_prompt = True
-
-    # States.
-
-    def _resolve(self, step: OpenStep, entry: MemoEntry) -> None:
-        if step.state is StepState.RUNNING and step.job is not None:
-            step.job.cancel()
-        self._leave_state(step)
-        self._planned.pop(step.id, None)
-        self._backing_off.pop(step.id, None)
-        if entry.abandoned:
-            step.state = StepState.ABANDONED
-        elif entry.data is UNSET and entry.error is UNSET and step.result is None:
-            logger.warning("run %s: the engine told of step %r without its result", self.invocation.run_id, step.id)
-            step.state = StepState.WAITING
-            self._waiting_count += 1
-            self._is_cut_off = True  # the next invocation brings the whole memo
-        else:
-            step.state = StepState.RESOLVED
-            self._memo.ask(step.id)
-
-    def _back_off(self, step: OpenStep, attempt: int, in_seconds: float) -> None:
-        step.attempt = attempt
-        step.due_at = time.monotonic() + in_seconds
-        if in_seconds <= 0:
-            step.state = StepState.PLANNED
-            self._planned[step.id] = step
-        else:
-            step.state = StepState.BACKING_OFF
-            self._backing_off[step.id] = step
-
-    def _leave_state(self, step: OpenStep) -> None:
-        if step.state in (StepState.RUNNING, StepState.REPORTED):
-            self._busy_count -= 1
-        elif step.state is StepState.WAITING:
-            self._waiting_count -= 1
-
-    def _close(self, step: OpenStep) -> None:
-        self._leave_state(step)
-        del self._open[step.id]
-        self._ids.close(step.given_id)
 
     # The end.
 
     def _is_quiet(self) -> bool:
         """Nothing runs here and nothing is on its way: only the engine, or the handler itself, brings this run further."""
-        return not self._busy_count and not self._planned and self._in_flight is None
+        return not (self._steps.busy_count or self._steps.planned or self._outbox.in_flight is not None or self._memo.next_asked)
 
     async def _is_parked(self) -> bool:
         """Whether the invocation ends because all that the handler waits for are steps.
@@ -428,8 +449,11 @@ class Execution:
         without one there is nothing that the engine could wait for, so it goes on until the handler does.
         """
         outside = self._host.outside_waits()
-        if not outside and self._open:
+        if not outside and self._steps.open:
             return True
+        if self._outbox.unacknowledged:
+            self._send()  # what the handler awaits may take long
+            return False
         if await self._signal.wait(time.monotonic() + OUTSIDE_GRACE_SECONDS):
             return False  # the handler moved: the drive looks again
         for place in outside:
@@ -440,60 +464,37 @@ class Execution:
                     "begun again at the next invocation; put it into a step.",
                     self.invocation.run_id, self.function.id, place,
                 )  # fmt: skip
-        if self._open:
+        if self._steps.open:
             return True
         await self._signal.wait(None)
         return False
 
     def _next_due_at(self) -> float | None:
-        due_at = min((step.due_at for step in self._backing_off.values()), default=float("inf"))
-        if self._in_flight is None and self._busy_count and self._waiting_count:
-            due_at = min(due_at, self._lease.news_due_at)
-        return None if due_at == float("inf") else due_at
+        instants = [step.due_at for step in self._steps.backing_off.values()]
+        if self._steps.busy_count and self._steps.waiting_count and self._outbox.in_flight is None:
+            instants.append(self._lease.news_due_at)
+        return min(instants, default=None)
 
     async def _end(self) -> Ended | None:
         """Stop what still runs and say how the invocation ended."""
         outcome = self._host.outcome
-        is_swallowed = False
         self.is_unwinding = True
-        if outcome is None:
-            is_swallowed = not await self._host.unwind()
-        else:
-            await self._host.unwind()
-        for step in self._open.values():
+        is_swallowed = not await self._host.unwind() and outcome is None
+        for step in self._steps.open.values():
             if step.job is not None:
                 step.job.cancel()
-        while self._in_flight is not None and not self._is_cut_off and not self._is_over and self._breakage is None:
+        while self._outbox.in_flight is not None and not self._is_cut_off and not self._is_over and self._breakage is None:
             await self._signal.wait(None)
         if self._breakage is not None:
             raise self._breakage
         if self._is_over:
             return None
-        return Ended(
-            run_id=self.invocation.run_id,
-            generation=self.invocation.generation,
-            known=self._memo.known,
-            ops=self._last_ops(outcome, is_swallowed),
-        )
+        ops = self._last_ops(outcome, is_swallowed)
+        return Ended(self.invocation.run_id, self.invocation.generation, self._memo.known, ops)
 
     def _last_ops(self, outcome: Outcome | None, is_swallowed: bool) -> list[Op]:
         if self._refusal is not None:
             return [self._refusal]
-        unsent = [*(self._in_flight or ()), *self._outbox.take()]
-        if self._fault is not None:
-            return ops_of_fault(unsent, self._fault)
-        if outcome is not None:
-            return ops_of_outcome(unsent, outcome)
-        if is_swallowed:
-            return ops_of_fault(unsent, ParkSwallowed())
-        return ops_of_parking(unsent, is_cut_off=self._is_cut_off)
-
-
-class _Replay:
-    """True while the handler of this execution replays; stands in the context of its tasks."""
-
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
-
-    def __bool__(self) -> bool:
-        return self._execution.is_replaying
+        fault = ParkSwallowed() if self._fault is None and is_swallowed else self._fault
+        is_cut_off, outbox = self._is_cut_off or self._steps.lacks_news, self._outbox
+        return last_ops(outbox.unsent(), fault, outcome, outbox.unacknowledged, is_cut_off=is_cut_off)

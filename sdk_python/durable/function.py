@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 from durable.durations import Duration, parse_duration
@@ -105,6 +106,8 @@ def check_function_id(function_id: object) -> str:
 
 def is_async_callable(handler: Handler) -> bool:
     """Whether calling it gives something to await, also through functools.partial and objects with __call__."""
+    if isinstance(handler, FunctionType) and handler.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
     while hasattr(handler, "func") and hasattr(handler, "keywords"):
         handler = handler.func
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004

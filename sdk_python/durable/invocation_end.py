@@ -3,7 +3,7 @@
 Pure: it decides from what the execution found, and changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from msgspec import UNSET, Raw
 
@@ -28,18 +28,30 @@ class ParkSwallowed(StepUsageError):
         )
 
 
+def last_ops(
+    unsent: Sequence[Op], fault: BaseException | None, outcome: Outcome | None, delivered: Set[str], *, is_cut_off: bool
+) -> list[Op]:
+    """What ends the invocation. `delivered`: the steps whose results the handler got though they are unsent."""
+    if fault is not None:
+        return ops_of_fault(unsent, fault)
+    if outcome is not None:
+        return ops_of_outcome(unsent, outcome, delivered)
+    return ops_of_parking(unsent, is_cut_off=is_cut_off)
+
+
 def ops_of_fault(unsent: Sequence[Op], fault: BaseException) -> list[Op]:
     """The function fails. Results that were not sent yet go first; waits are planned anew by the next try."""
     return [*(op for op in unsent if isinstance(op, StepOp | StepErrorOp)), fail_op(fault)]
 
 
-def ops_of_outcome(unsent: Sequence[Op], outcome: Outcome) -> list[Op]:
+def ops_of_outcome(unsent: Sequence[Op], outcome: Outcome, delivered: Set[str]) -> list[Op]:
     """The handler has ended by itself."""
     if outcome.error is not None:
         return ops_of_fault(unsent, outcome.error)
     try:
-        # What is unsent then belongs to steps that nobody waits for: `complete` gives them up.
-        return [CompleteOp(output=Raw(encode_result(outcome.value, where="what the function returned")))]
+        complete = CompleteOp(output=Raw(encode_result(outcome.value, where="what the function returned")))
+        # What else is unsent belongs to steps that nobody waits for: `complete` gives them up.
+        return [*(op for op in unsent if isinstance(op, StepOp) and op.id in delivered), complete]
     except Exception as error:
         return ops_of_fault(unsent, error)
 

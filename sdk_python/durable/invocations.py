@@ -9,20 +9,24 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 import anyio
 
+from durable.alive import CallSoon, HeldRun
 from durable.error_words import error_words
 from durable.errors import EngineUnreachable
-from durable.event_loop import current_loop
+from durable.event_loop import call_soon_on, current_loop
+from durable.executor import Execution
 from durable.loop_tasks import LoopTasks, open_loop_tasks
 from durable.read_call import unknown_function
 from durable.reply_lines import ReplyLines
 from durable.run_invocation import run_invocation
-from durable.runtime import current_runtime
+from durable.runtime import Runtime, current_runtime
 from durable.sender import CheckpointSender
+from durable.values import EngineValues, ValueCache
 from durable.wire import CheckpointEntry, Ended, FailOp, Invocation, UnknownFunctionOp, WireRefusal
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ END_SECONDS_MAX: Final = 60.0
 DRAIN_SECONDS_MAX: Final = 20.0
 # How long cancelled invocations then may take for their `finally` blocks.
 UNWIND_SECONDS_MAX: Final = 5.0
+
+# Of the whole process.
+_VALUE_CACHE: Final = ValueCache()
 
 
 class Servings:
@@ -63,7 +70,7 @@ class Serving:
         self._invocation_count = 0
         self._became_idle = anyio.Event()
         self._tasks: LoopTasks | None = None
-        self._sender: CheckpointSender | None = None
+        self._open: _Open | None = None
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator["Serving"]:
@@ -103,15 +110,21 @@ class Serving:
     def _enter(self) -> None:
         if self._user_count == 0:
             self._tasks = open_loop_tasks()
-            self._sender = CheckpointSender(self._app.client.post, self._app.settings().workspace)
-            self._tasks.start(_serve, self._sender)
+            workspace, client = self._app.settings().workspace, self._app.client
+            self._open = _Open(
+                current_runtime(),
+                CheckpointSender(client.post, workspace),
+                EngineValues(client.call, workspace, self._tasks.start, _VALUE_CACHE),
+                call_soon_on(current_loop()),
+            )
+            self._tasks.start(_serve, self._open.sender)
         self._user_count += 1
 
     def _leave(self) -> None:
         self._user_count -= 1
         if self._user_count == 0 and self._tasks is not None:
             self._tasks.cancel()
-            self._tasks = self._sender = None
+            self._tasks = self._open = None
 
     async def _run(self, invocation: Invocation, lines: ReplyLines, received_at: float) -> None:
         is_said = False
@@ -135,14 +148,31 @@ class Serving:
         if function is None:
             logger.warning("the engine asked for the function %.128r, which this app does not have", invocation.function)
             return unknown_function(invocation)
-        assert self._sender is not None
+        assert self._open is not None
+        held: list[HeldRun] = []
+
+        def hold(execution: Execution) -> None:
+            assert self._open is not None
+            held.append(self._app.alive.hold(execution, invocation.lease_seconds, self._open.call_soon))
+
         try:
-            return await run_invocation(function, invocation, self._sender, received_at=received_at, runtime=current_runtime())
+            return await run_invocation(
+                function,
+                invocation,
+                self._open.sender,
+                received_at=received_at,
+                runtime=self._open.runtime,
+                values=self._open.values,
+                on_started=hold,
+            )
         except Exception as error:
             # A bug of the SDK: the engine must still hear an end, or the run would wait for its lease.
             logger.exception("run %s, function %s: the invocation broke", invocation.run_id, invocation.function)
             known = max((entry.position for entry in invocation.steps), default=0)
             return Ended(invocation.run_id, invocation.generation, known, [FailOp(error=error_words(error), retriable=True)])
+        finally:
+            for each in held:
+                self._app.alive.release(each)
 
     async def _send_one_end(self, ended: Ended) -> None:
         try:
@@ -151,21 +181,31 @@ class Serving:
             self._leave()
 
     async def _send_end(self, ended: Ended) -> None:
-        assert self._sender is not None
+        assert self._open is not None
         if any(isinstance(op, UnknownFunctionOp) for op in ended.ops):
             return  # belongs into a reply only; the lease's end says as much
         entry = CheckpointEntry(ended.run_id, ended.generation, ended.known, ended.ops, ends=True)
         deadline = time.monotonic() + END_SECONDS_MAX
         try:
-            answer = await self._sender.submit(entry, deadline=deadline)
+            answer = await self._open.sender.submit(entry, deadline=deadline)
             if answer.status == "refused":
                 error = answer.error if isinstance(answer.error, WireRefusal) else WireRefusal("refused", "The end was refused.")
                 words = error_words(None, name="Refused", message=error.message, code=error.code)
                 op = FailOp(error=words, retriable=error.code == "code_mismatch")
                 entry = CheckpointEntry(ended.run_id, ended.generation, ended.known, [op], ends=True)
-                await self._sender.submit(entry, deadline=deadline)
+                await self._open.sender.submit(entry, deadline=deadline)
         except EngineUnreachable as error:
             logger.warning("run %s: its end did not reach the engine, which hands it over again: %s", ended.run_id, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """What the invocations of one loop share, for as long as the serving is used."""
+
+    runtime: Runtime
+    sender: CheckpointSender
+    values: EngineValues
+    call_soon: CallSoon
 
 
 async def _serve(sender: CheckpointSender) -> None:

@@ -50,10 +50,16 @@ def encode_result(value: object, *, where: str, bytes_max: int = RESULT_BYTES_MA
     """The JSON of `value`, or TypeError or ValueError that name the part at fault. `where` begins their messages:
     "the result of step 'load'".
     """
-    encoded = _encode_plain(value)
-    if encoded is None:
-        plain = _Inspection(where).copy(value, 0)
-        encoded = _ENCODER.encode(plain)
+    return encode_and_read_back(value, where=where, bytes_max=bytes_max)[0]
+
+
+def encode_and_read_back(value: object, *, where: str, bytes_max: int = RESULT_BYTES_MAX) -> tuple[bytes, Any]:
+    """`encode_result`, and what `decode` would give for it: a value of its own that shares nothing with `value`."""
+    plain = _encode_plain(value)
+    if plain is None:
+        encoded = _ENCODER.encode(_Inspection(where).copy(value, 0))
+        plain = encoded, _DECODER.decode(encoded)
+    encoded = plain[0]
     if len(encoded) > bytes_max:
         raise ValueRefused(
             "too_large",
@@ -61,7 +67,7 @@ def encode_result(value: object, *, where: str, bytes_max: int = RESULT_BYTES_MA
             "a reference to it.",
             "",
         )
-    return encoded
+    return plain
 
 
 def decode(raw: bytes | msgspec.Raw) -> Any:
@@ -72,15 +78,16 @@ def decode(raw: bytes | msgspec.Raw) -> Any:
         raise ValueRefused("invalid_json", f"The payload is no JSON: {fault}.", "") from None
 
 
-def _encode_plain(value: object) -> bytes | None:
-    """The JSON when everything is plainly good; None means: look closely. All passes are in C.
+def _encode_plain(value: object) -> tuple[bytes, Any] | None:
+    """The JSON and what it says, when everything is plainly good; None means: look closely. All passes are in C.
 
     The encoder alone would turn a datetime into a text and NaN into null: so it must decode to an equal value.
     """
     try:
         encoded = _ENCODER.encode(value)
         # `is True`: an object with an == of its own (an array) may give anything.
-        if (_DECODER.decode(encoded) == value) is not True:
+        decoded = _DECODER.decode(encoded)
+        if (decoded == value) is not True:
             return None
     except Exception:  # also of an __eq__ of the user's
         return None
@@ -88,7 +95,7 @@ def _encode_plain(value: object) -> bytes | None:
         return None
     if encoded.count(b"[") + encoded.count(b"{") > DEPTH_MAX and not _is_shallow(encoded):
         return None
-    return encoded
+    return encoded, decoded
 
 
 def _may_hold_long_integer(encoded: bytes) -> bool:

@@ -6,7 +6,7 @@ Owns them until `cancel`. Each reports its own errors: none ends the others, and
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any, Final, Protocol
 
 import sniffio
@@ -22,7 +22,7 @@ class LoopTasks(Protocol):
         ...
 
     def cancel(self) -> None:
-        """Cancel all that run; the caller may be one of them."""
+        """Cancel all that run; the caller may be one of them, at its end."""
         ...
 
 
@@ -48,32 +48,35 @@ class AsyncioTasks:
 
 
 class TrioTasks:
-    """System tasks, which no request owns. Trio cancels them when its main task has ended."""
+    """Tasks of one nursery in a system task, which no request owns. Trio cancels it when its main task has ended."""
 
     def __init__(self) -> None:
         import trio
 
         self._trio = trio
-        self._scopes: dict[Any, object] = {}
+        self._scope = trio.CancelScope()
+        self._nursery: Any = None
+        # What was started before the nursery was open, each in the context of who started it.
+        self._early: list[tuple[Context, Callable[..., Awaitable[None]], tuple[Any, ...]]] = []
+        trio.lowlevel.spawn_system_task(self._own)
 
     def start(self, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        scope = self._trio.CancelScope()
-        self._scopes[scope] = self._trio.lowlevel.spawn_system_task(
-            self._in_scope, scope, run, *arguments, context=copy_context()
-        )
+        if self._nursery is None:
+            self._early.append((copy_context(), run, arguments))
+        else:
+            self._nursery.start_soon(_reported, run, *arguments)
 
     def cancel(self) -> None:
-        caller = self._trio.lowlevel.current_task()
-        for scope, task in list(self._scopes.items()):
-            if task is not caller:
-                scope.cancel()
+        # The caller is cancelled too when it is one of them: it is at its end, and awaits nothing more.
+        self._scope.cancel()
 
-    async def _in_scope(self, scope: Any, run: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        try:
-            with scope:
-                await _reported(run, *arguments)
-        finally:
-            del self._scopes[scope]
+    async def _own(self) -> None:
+        with self._scope:
+            async with self._trio.open_nursery() as self._nursery:
+                for context, run, arguments in self._early:
+                    context.run(self._nursery.start_soon, _reported, run, *arguments)
+                self._early.clear()
+                await self._trio.sleep_forever()
 
 
 async def _reported(run: Callable[..., Awaitable[None]], *arguments: Any) -> None:

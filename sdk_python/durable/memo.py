@@ -25,7 +25,7 @@ class Memo:
 
     def add(self, entry: MemoEntry) -> None:
         """Remember an entry that the engine told; telling it twice changes nothing."""
-        self.known = max(self.known, entry.position)
+        self.note_known(entry.position)
         self._entries.setdefault(entry.id, entry)
 
     def entry(self, step_id: str) -> MemoEntry | None:
@@ -35,6 +35,11 @@ class Memo:
         """Put the entry of this step, which must exist and not be abandoned, in line for delivery."""
         heapq.heappush(self._asked, (self._entries[step_id].position, step_id))
 
+    @property
+    def next_asked(self) -> MemoEntry | None:
+        """The asked-for entry with the lowest position: the next to be delivered."""
+        return self._entries[self._asked[0][1]] if self._asked else None
+
     def take_next_asked(self) -> MemoEntry | None:
         """The asked-for entry with the lowest position. It is forgotten: no second step has this id."""
         if not self._asked:
@@ -42,8 +47,13 @@ class Memo:
         _, step_id = heapq.heappop(self._asked)
         return self._entries.pop(step_id)
 
+    def note_known(self, position: int) -> None:
+        if position > self.known:
+            self.known = position
+
     def note_delivered(self, position: int) -> None:
-        self.seen = max(self.seen, position)
+        if position > self.seen:
+            self.seen = position
 
     @property
     def is_replaying(self) -> bool:

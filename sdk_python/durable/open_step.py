@@ -53,9 +53,12 @@ class OpenStep:
     attempt: int = 1
     due_at: float = 0.0
     is_delivered: bool = False
-    engine_has_it: bool = False
     job: Job | None = None
+    # When the timeout of its running body is over, by the monotonic clock.
+    body_ends_at: float = 0.0
+    # What its body returned: as it travels, and as the handler gets it.
     result: Raw | None = None
+    value: Any = None
 
 
 def new_body(

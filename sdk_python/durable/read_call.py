@@ -17,7 +17,7 @@ from durable.errors import ConfigurationError
 from durable.keys import Settings
 from durable.lease import LEASE_MARGIN_SECONDS
 from durable.replay_memory import ReplayMemory
-from durable.signing import Key, SignatureRefused, reply_id, sign, sign_line, verify
+from durable.signing import Key, SignatureRefused, reply_id, sign, sign_lines, verify
 from durable.wire import (
     BODY_BYTES_MAX,
     Ended,
@@ -80,8 +80,7 @@ class InvokeCall:
         return self._sign(ended)
 
     def _sign(self, messages: Sequence[Started | Ended]) -> bytes:
-        now = int(time.time())
-        return b"".join(sign_line(self.keys[0], self.request_id, now, encode(message)) for message in messages)
+        return sign_lines(self.keys[0], self.request_id, int(time.time()), map(encode, messages))
 
 
 class CallReader:
@@ -161,7 +160,7 @@ def too_large() -> Answer:
     return _refusal(
         413,
         "too_large",
-        f"The body has more than {BODY_BYTES_MAX} bytes, the `max_body` of the manifest.",
+        f"The body has more than {BODY_BYTES_MAX} bytes.",
         "Send fewer invocations.",
     )
 

@@ -7,10 +7,24 @@ Never touches loggers that it was not given.
 import logging
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 # Asked for its truth at each line, so it may be an object whose truth changes while the handler goes on.
 is_replaying: ContextVar[object] = ContextVar("durable_is_replaying", default=False)
+
+
+class Replaying(Protocol):
+    is_replaying: bool
+
+
+class Replay:
+    """True while this execution replays; stands in the context of its handler's tasks."""
+
+    def __init__(self, execution: Replaying) -> None:
+        self._execution = execution
+
+    def __bool__(self) -> bool:
+        return self._execution.is_replaying
 
 
 class ReplayFilter(logging.Filter):

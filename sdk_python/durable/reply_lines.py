@@ -11,7 +11,7 @@ from durable.wire import Ended
 
 
 class ReplyLines:
-    """`wake` is called, from any thread, whenever there may be something new to write."""
+    """`wake` is called, from any thread, when there is something to write after there was nothing."""
 
     def __init__(self, running_count: int, wake: Callable[[], None]) -> None:
         self._running_count = running_count
@@ -28,9 +28,12 @@ class ReplyLines:
         with self._lock:
             self._running_count -= 1
             is_taken = not self._is_closed
+            # Who has been woken and has not come yet finds all that gathered meanwhile.
+            is_woken = bool(self._unsent) and self._running_count > 0
             if ended is not None and is_taken:
                 self._unsent.append(ended)
-        self._wake()
+        if not is_woken:
+            self._wake()
         return is_taken
 
     def take(self) -> list[Ended]:

@@ -4,7 +4,7 @@ A runtime opens a scope for each invocation; the scope owns every task that the 
 when it is left. A host runs the handler in it and knows when the handler is idle.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from dataclasses import dataclass
@@ -69,9 +69,15 @@ class Host(Protocol):
         """Start the handler in this context. `signal`, which wakes the execution, is set when it has ended."""
         ...
 
-    async def until_idle(self) -> bool:
+    def is_idle(self) -> bool:
+        """Whether every task of the handler waits for a step, or the handler has ended. False may also mean that it
+        takes a longer look, `until_idle`, to tell.
+        """
+        ...
+
+    async def until_idle(self, until: float | None) -> bool:
         """Wait until every task of the handler waits, or the handler has ended: True. False: the signal was set
-        meanwhile, and the handler is still at work.
+        meanwhile or the monotonic instant `until` has come, and the handler is still at work.
         """
         ...
 
@@ -95,7 +101,13 @@ class Scope(Protocol):
 
     def new_host(self, execution: Any) -> Host: ...
 
-    def start(self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None) -> Job: ...
+    def start(self, run: Callable[..., Coroutine[Any, Any, None]], *arguments: Any, context: Context) -> Job:
+        """Start a task in this context, which nothing else may use."""
+        ...
+
+    def ended(self, job: Job | None) -> None:
+        """Forget a task that is at its end; it says so itself."""
+        ...
 
     async def run_limited(self, timeout_seconds: float, call: Callable[[], Any], *, is_async: bool) -> Any:
         """Call it, in a worker thread unless `is_async`; `StepTimeout` when it takes longer."""

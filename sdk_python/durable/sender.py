@@ -1,16 +1,17 @@
-"""Sends checkpoints: gathers the entries of all runs that wait, one signed request at a time.
+"""Sends checkpoints: gathers the entries of all runs that wait, one signed request at a time on each lane.
 
 Owns the queue between invocations and the engine, and the tries: a request that the engine did not take is sent
-again, with growing pauses, while the deadline of an entry has not passed. Never looks into ops, and never sends two
-entries of one run in a message.
+again, with growing pauses, while the deadline of an entry has not passed. Never looks into ops, never sends two
+entries of one run in a message, and never has a run on two lanes.
 """
 
 import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import anyio
 
 from durable.errors import EngineUnreachable, Refused
 from durable.runtime import Signal, current_runtime
@@ -19,7 +20,12 @@ from durable.wire import CheckpointEntry, EntryAnswer, WireFault, WireRefusal, W
 logger: Final = logging.getLogger("durable")
 
 ENTRIES_MAX: Final = 500
-MESSAGE_BYTES_MAX: Final = 16 << 20
+MESSAGE_BYTES_MAX: Final = 4 << 20
+"""A message is larger only when a single entry is."""
+
+LANES: Final = 2
+"""Requests that may be under way at the same time."""
+
 PAUSE_SECONDS_MIN: Final = 0.1
 PAUSE_SECONDS_MAX: Final = 2.0
 TRIED_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -33,12 +39,16 @@ Post = Callable[[str, bytes, str], Awaitable[bytes]]
 `EngineUnreachable`, or `Refused` with the HTTP status.
 """
 
+OnAnswer = Callable[[EntryAnswer | EngineUnreachable], None]
+
 
 class Sender(Protocol):
     """Takes the ops of one run to the engine."""
 
-    async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
-        """The engine's answer. `EngineUnreachable` when none came until the monotonic instant `deadline`."""
+    def submit_soon(self, entry: CheckpointEntry, deadline: float, on_answer: OnAnswer) -> object:
+        """Send it. `on_answer` is called on this loop, with the engine's answer, or with `EngineUnreachable` when none
+        came until the monotonic instant `deadline`.
+        """
         ...
 
 
@@ -50,75 +60,104 @@ class CheckpointSender:
     answer = await sender.submit(entry, deadline=time.monotonic() + 30)
     """
 
-    def __init__(self, post: Post, workspace: Workspace) -> None:
+    def __init__(self, post: Post, workspace: Workspace, *, lanes: int = LANES) -> None:
         self._post = post
         self._head = b'{"type":"checkpoint","workspace":' + encode(workspace) + b',"entries":['
+        self._lane_count = lanes
         self._queue: deque[_Waiting] = deque()
-        self._on_the_wire: list[_Waiting] = []
-        self._arrived: Signal | None = None
+        self._on_the_wire: dict[str, _Waiting] = {}
+        # The lanes that wait for work; None while the sender is not served.
+        self._free_lanes: list[Signal] | None = None
 
     async def serve(self) -> None:
         """Send what `submit` brings, until cancelled. Runs on the loop of the invocations, asyncio or Trio."""
-        self._arrived = current_runtime().new_signal()
+        self._free_lanes = []
         try:
-            while True:
-                while self._queue:
-                    self._on_the_wire = self._take_group()
-                    await self._send(self._on_the_wire)
-                await self._arrived.wait(None)
+            if self._lane_count == 1:
+                await self._serve_lane()
+            else:
+                async with anyio.create_task_group() as lanes:
+                    for _ in range(self._lane_count):
+                        lanes.start_soon(self._serve_lane)
         finally:
-            self._arrived = None
-            for waiting in (*self._on_the_wire, *self._queue):
-                if waiting.answer is None and waiting.error is None:
-                    waiting.fail("The app stops serving.")
+            self._free_lanes = None
+            left = [*self._on_the_wire.values(), *self._queue]
             self._queue.clear()
+            self._on_the_wire.clear()
+            for waiting in left:
+                waiting.fail("The app stops serving.")
+
+    def submit_soon(self, entry: CheckpointEntry, deadline: float, on_answer: OnAnswer) -> "_Waiting":
+        """See `Sender.submit_soon`. An entry that comes before `serve` has begun waits for it."""
+        waiting = _Waiting(entry, deadline, on_answer)
+        self._queue.append(waiting)
+        if self._free_lanes:
+            self._free_lanes.pop().set()
+        return waiting
 
     async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
-        """See `Sender.submit`. An entry that comes before `serve` has begun waits for it."""
-        waiting = _Waiting(entry, encode(entry), deadline, current_runtime().new_signal())
-        self._queue.append(waiting)
-        if self._arrived is not None:
-            self._arrived.set()
+        """`submit_soon`, and wait for the answer. Raises EngineUnreachable when none came until `deadline`."""
+        done = current_runtime().new_signal()
+        answers: list[EntryAnswer | EngineUnreachable] = []
+
+        def hear(answer: EntryAnswer | EngineUnreachable) -> None:
+            answers.append(answer)
+            done.set()
+
+        waiting = self.submit_soon(entry, deadline, hear)
         try:
-            while waiting.answer is None and waiting.error is None:
+            while not answers:
                 # While it is served the sender keeps the deadline: it may have the entry on the wire at that moment.
-                is_served = self._arrived is not None
-                was_woken = await waiting.done.wait(None if is_served else deadline)
-                if not was_woken and self._arrived is None:
+                was_woken = await done.wait(deadline if self._free_lanes is None else None)
+                if not was_woken and self._free_lanes is None:
                     raise EngineUnreachable("Checkpoints are not being sent: CheckpointSender.serve() is not running.")
         finally:
-            waiting.is_given_up = True
-        if waiting.answer is None:
-            raise waiting.error or EngineUnreachable("The engine gave no answer.")
-        return waiting.answer
+            waiting.is_settled = True
+        if isinstance(answers[0], EngineUnreachable):
+            raise answers[0]
+        return answers[0]
+
+    async def _serve_lane(self) -> None:
+        wakeup = current_runtime().new_signal()
+        while True:
+            while group := self._take_group():
+                try:
+                    await self._send(group)
+                finally:
+                    for waiting in group:
+                        # On the way out `serve` fails those that have no answer.
+                        if waiting.is_settled:
+                            self._on_the_wire.pop(waiting.run_id, None)
+            assert self._free_lanes is not None
+            self._free_lanes.append(wakeup)
+            await wakeup.wait(None)
 
     def _take_group(self) -> "list[_Waiting]":
         """The next entries that may travel together; what does not fit stays in the queue, in order."""
         group: list[_Waiting] = []
-        runs: set[str] = set()
         size_bytes = 0
-        left: deque[_Waiting] = deque()
-        while self._queue:
-            waiting = self._queue.popleft()
-            if waiting.is_given_up:
+        left: list[_Waiting] = []
+        queue, on_the_wire = self._queue, self._on_the_wire
+        while queue:
+            waiting = queue.popleft()
+            if waiting.is_settled:
                 continue
-            is_full = len(group) >= ENTRIES_MAX or (group and size_bytes + len(waiting.body) > MESSAGE_BYTES_MAX)
-            if is_full or waiting.entry.run_id in runs:
+            if group and (len(group) >= ENTRIES_MAX or size_bytes + len(waiting.body) > MESSAGE_BYTES_MAX):
                 left.append(waiting)
-                if is_full:
-                    break
+                break
+            if waiting.run_id in on_the_wire:
+                left.append(waiting)
                 continue
             group.append(waiting)
-            runs.add(waiting.entry.run_id)
+            on_the_wire[waiting.run_id] = waiting
             size_bytes += len(waiting.body) + 1
-        left.extend(self._queue)
-        self._queue = left
+        queue.extendleft(reversed(left))
         return group
 
     async def _send(self, group: "list[_Waiting]") -> None:
         """Send until there is an answer for each of the group, or its deadline has passed."""
         pause_seconds = PAUSE_SECONDS_MIN
-        while group := [waiting for waiting in group if not waiting.is_given_up]:
+        while group := [waiting for waiting in group if not waiting.is_settled]:
             try:
                 raw = await self._post("/v1/checkpoint", self._message(group), "checkpoint")
                 _hand_out(group, raw)
@@ -142,8 +181,7 @@ class CheckpointSender:
                 waiting.fail(f"The engine refuses this app's checkpoints ({refused.code}): {refused}")
         elif len(group) == 1:
             error = WireRefusal(refused.code, refused.message, refused.hint, refused.place)
-            entry = group[0].entry
-            group[0].succeed(EntryAnswer(entry.run_id, entry.generation, "refused", error=error))
+            group[0].settle(EntryAnswer(group[0].run_id, group[0].generation, "refused", error=error))
         else:
             # One entry spoils the message. Each on its own finds it and lets the others through.
             for waiting in group:
@@ -153,35 +191,47 @@ class CheckpointSender:
         return self._head + b",".join([waiting.body for waiting in group]) + b"]}"
 
 
-@dataclass(slots=True, eq=False)
 class _Waiting:
-    """An entry, and where its invocation waits for the answer."""
+    """An entry as it travels, and who waits for the answer. `is_settled`: it has its answer, or nobody wants one."""
 
-    entry: CheckpointEntry
-    body: bytes
-    deadline: float
-    done: Signal
-    answer: EntryAnswer | None = None
-    error: EngineUnreachable | None = None
-    is_given_up: bool = False
+    __slots__ = ("body", "deadline", "generation", "is_settled", "on_answer", "run_id")
 
-    def succeed(self, answer: EntryAnswer) -> None:
-        self.answer = answer
-        self.done.set()
+    def __init__(self, entry: CheckpointEntry, deadline: float, on_answer: OnAnswer) -> None:
+        self.run_id = entry.run_id
+        self.generation = entry.generation
+        self.body = encode(entry)
+        self.deadline = deadline
+        self.on_answer = on_answer
+        self.is_settled = False
+
+    def settle(self, answer: EntryAnswer | EngineUnreachable) -> None:
+        if self.is_settled:
+            return
+        self.is_settled = True
+        try:
+            self.on_answer(answer)
+        except Exception:  # it must not keep the others from their answers
+            logger.exception("run %s: what follows the answer to its checkpoint broke", self.run_id)
 
     def fail(self, why: str) -> None:
-        self.error = EngineUnreachable(why)
-        self.done.set()
+        self.settle(EngineUnreachable(why))
 
 
 def _hand_out(group: list[_Waiting], raw: bytes) -> None:
     """Give each entry its answer. WireFault when the message is none, or lacks one."""
-    answers = {(answer.run_id, answer.generation): answer for answer in decode_checkpoint_answer(raw).entries}
-    missing = [waiting for waiting in group if (waiting.entry.run_id, waiting.entry.generation) not in answers]
-    if missing:
-        raise WireFault(f"The engine's answer says nothing of the run {missing[0].entry.run_id}.")
-    for waiting in group:
-        waiting.succeed(answers[waiting.entry.run_id, waiting.entry.generation])
+    found = decode_checkpoint_answer(raw).entries
+    # The engine keeps the order of the entries; another order costs a table.
+    if len(found) != len(group) or any(
+        answer.run_id != waiting.run_id or answer.generation != waiting.generation
+        for answer, waiting in zip(found, group, strict=True)
+    ):
+        answers = {(answer.run_id, answer.generation): answer for answer in found}
+        missing = [waiting for waiting in group if (waiting.run_id, waiting.generation) not in answers]
+        if missing:
+            raise WireFault(f"The engine's answer says nothing of the run {missing[0].run_id}.")
+        found = [answers[waiting.run_id, waiting.generation] for waiting in group]
+    for waiting, answer in zip(group, found, strict=True):
+        waiting.settle(answer)
 
 
 def _drop_overdue(group: list[_Waiting], pause_seconds: float, why: str) -> list[_Waiting]:
@@ -189,4 +239,4 @@ def _drop_overdue(group: list[_Waiting], pause_seconds: float, why: str) -> list
     for waiting in group:
         if now + pause_seconds >= waiting.deadline:
             waiting.fail(f"No checkpoint came through before the lease's end. {why}")
-    return [waiting for waiting in group if waiting.error is None]
+    return [waiting for waiting in group if not waiting.is_settled]

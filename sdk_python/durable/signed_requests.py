@@ -25,11 +25,10 @@ class SignedRequest:
     """One try. `id` is its webhook-id."""
 
     id: str
-    url: str
     headers: dict[str, str]
 
 
-def sign_request(settings: Settings, path: str, body: bytes) -> SignedRequest:
+def sign_request(settings: Settings, body: bytes) -> SignedRequest:
     """A new try of a message, signed now."""
     message_id = new_message_id()
     sent_at = int(time.time())
@@ -43,7 +42,7 @@ def sign_request(settings: Settings, path: str, body: bytes) -> SignedRequest:
         "webhook-timestamp": str(sent_at),
         "webhook-signature": sign(settings.keys, message_id, sent_at, body),
     }
-    return SignedRequest(message_id, settings.url + path, headers)
+    return SignedRequest(message_id, headers)
 
 
 def read_answer(settings: Settings, request: SignedRequest, status: int, headers: Mapping[str, str], body: bytes) -> bytes:

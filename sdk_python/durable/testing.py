@@ -24,8 +24,9 @@ from durable.function import Function
 from durable.json_text import decode, encode_result
 from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
+from durable.sender import OnAnswer
 from durable.testing_engine import EngineRun, EvaluateIf, ExpressionNotEvaluated
-from durable.wire import CheckpointEntry, EntryAnswer, ErrorWords, EventIn, WireEvent, decode_error
+from durable.wire import CheckpointEntry, ErrorWords, EventIn, WireEvent, decode_error
 
 T = TypeVar("T")
 Status: TypeAlias = Literal["waiting", "completed", "failed", "cancelled"]
@@ -182,9 +183,9 @@ class Run(_RunView):
         if ended is not None:
             engine.end(ended.generation, ended.known, ended.ops)
 
-    async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
+    def submit_soon(self, entry: CheckpointEntry, deadline: float, on_answer: OnAnswer) -> None:
         """The executor's way to the engine (`sender.Sender`)."""
-        return self.engine.checkpoint(entry.generation, entry.known, entry.ops)
+        on_answer(self.engine.checkpoint(entry.generation, entry.known, entry.ops))
 
 
 class SyncRun(_RunView):

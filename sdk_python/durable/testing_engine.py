@@ -150,7 +150,13 @@ class EngineRun:
         if refusal is not None:
             self._fail(_error(refusal.code, refusal.message), retriable=refusal.code == "code_mismatch")
             return refusal.code
+        has_unseen = self.position > known
+        before = self.position
         self._apply(ops)
+        own = {op.id for op in ops if isinstance(op, StepOp)}
+        # The app has the results that it sends itself: with a wait beside them they are no news.
+        new = {entry.id for entry in self.memo.values() if entry.position > before}
+        has_unseen = has_unseen or not new <= own or (bool(new) and not self.open_waits and not self.waiting_retries)
         match ops[-1] if ops else None:
             case CompleteOp(output=output):
                 self._close("completed")
@@ -162,7 +168,7 @@ class EngineRun:
             case UnknownFunctionOp():
                 self._make_ready(self.now + 60)
             case _:
-                return self._park(known)
+                return self._park(has_unseen)
         return None
 
     # Time and events.
@@ -224,6 +230,7 @@ class EngineRun:
         match op:
             case StepOp():
                 if op.id not in self.memo and op.id not in self.abandoned:
+                    assert isinstance(op.data, Raw), "nothing travels by reference here"
                     self.waiting_retries.pop(op.id, None)
                     self._commit(op.id, "step", data=op.data)
             case StepErrorOp():
@@ -312,8 +319,8 @@ class EngineRun:
 
     # States.
 
-    def _park(self, known: int) -> str | None:
-        if self.position > known:
+    def _park(self, has_unseen: bool) -> str | None:
+        if has_unseen:
             self._make_ready(self.now)
         elif self.waiting_retries:
             self._make_ready(min(retry.due_at for retry in self.waiting_retries.values()))

@@ -233,9 +233,12 @@ class ThreadHost:
         self._outside.add(reply.ident)
         reply.hand_over(outcome)
 
-    async def until_idle(self) -> bool:
+    def is_idle(self) -> bool:
+        return self.outcome is not None or not self._outside
+
+    async def until_idle(self, until: float | None) -> bool:
         assert self._signal is not None
-        if self.outcome is not None or not self._outside:
+        if self.is_idle():
             return True
         if not self._replies:
             await self._signal.wait(None)
@@ -247,7 +250,7 @@ class ThreadHost:
                 return True
             self._quiet_looks = self._quiet_looks + 1 if self._all_outside_wait() else 0
             await self._signal.wait(time.monotonic() + LOOK_SECONDS)
-        return self.outcome is not None or not self._outside
+        return self.is_idle()
 
     def _all_outside_wait(self) -> bool:
         frames = sys._current_frames()

@@ -7,7 +7,7 @@ of it (a step's result, a clock, a socket) can wake one.
 
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
@@ -47,9 +47,8 @@ class TrioScope:
     def new_host(self, execution: Any) -> Host:
         return TrioHost(self, execution) if execution.function.is_async else ThreadHost(self, execution)
 
-    def start(self, run: Callable[..., Awaitable[None]], *arguments: Any, context: Context | None = None) -> trio.CancelScope:
-        context = copy_context() if context is None else context
-        # Bodies and checkpoints are no tasks of the handler: its idleness does not depend on them.
+    def start(self, run: Callable[..., Coroutine[Any, Any, None]], *arguments: Any, context: Context) -> trio.CancelScope:
+        # Bodies are no tasks of the handler: its idleness does not depend on them.
         context.run(_host_here.set, None)
         cancel_scope = trio.CancelScope()
 
@@ -59,6 +58,9 @@ class TrioScope:
 
         context.run(self.nursery.start_soon, run_in_scope)
         return cancel_scope
+
+    def ended(self, job: object) -> None:
+        pass  # the nursery knows
 
     async def run_limited(self, timeout_seconds: float, call: Callable[[], Any], *, is_async: bool) -> Any:
         with trio.move_on_after(timeout_seconds):
@@ -177,10 +179,13 @@ class TrioHost:
             raise outcome.error
         return outcome.value
 
-    async def until_idle(self) -> bool:
-        if self.runnable_count > 0 and self.outcome is None:
-            await self.signal.wait(None)
+    def is_idle(self) -> bool:
         return self.runnable_count <= 0 or self.outcome is not None
+
+    async def until_idle(self, until: float | None) -> bool:
+        if not self.is_idle():
+            await self.signal.wait(until)
+        return self.is_idle()
 
     def outside_waits(self) -> list[str]:
         places = (find_await_place(task.coro, _is_inside) for task in _tasks_below(self._root) if task not in self._in_steps)
@@ -193,6 +198,7 @@ class TrioHost:
         was_over = self.outcome is not None
         self._cancel_scope.cancel()
         await self._ended.wait()
+        self._root = None
         return was_over or (self.outcome is not None and is_parked(self.outcome))
 
 

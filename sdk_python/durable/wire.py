@@ -62,8 +62,8 @@ class EventIn(Struct, frozen=True, omit_defaults=True):
 
 
 class MemoEntry(Struct, frozen=True, omit_defaults=True):
-    """A remembered result: `data` or `error`, or `abandoned`. In a checkpoint's answer a `step` may have neither:
-    the app then has the result itself.
+    """A remembered result: `data`, `ref` or `error`, or `abandoned`. In a checkpoint's answer a `step` may have none of them:
+    the app then has the result itself. `ref` is fetched when the step is awaited; the value has `bytes` bytes.
     """
 
     id: str
@@ -72,6 +72,8 @@ class MemoEntry(Struct, frozen=True, omit_defaults=True):
     data: Raw | UnsetType = UNSET
     error: Raw | UnsetType = UNSET
     abandoned: bool = False
+    ref: str | UnsetType = UNSET
+    bytes: int | UnsetType = UNSET
 
 
 class Retry(Struct, frozen=True):
@@ -110,15 +112,18 @@ class ErrorWords(Struct, frozen=True, omit_defaults=True):
 # The ops that an invocation reports.
 
 
-class StepOp(Struct, frozen=True, tag_field="op", tag="step"):
-    """The body returned `data`. `seen`: the highest position delivered to the handler when the body started."""
+class StepOp(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="step"):
+    """The body returned `data`, or the value that was stored as `ref`. `seen`: the highest position delivered to the handler
+    when the body started.
+    """
 
     id: str
-    data: Raw
     attempt: int
     started_at: datetime
     duration_seconds: float
     seen: int
+    data: Raw | UnsetType = UNSET
+    ref: str | UnsetType = UNSET
 
 
 class StepErrorOp(Struct, frozen=True, omit_defaults=True, tag_field="op", tag="step_error"):
@@ -265,6 +270,7 @@ class Capabilities(Struct, frozen=True):
     checkpoint: bool = True
     batch: Batch = Batch()
     refs: bool = False
+    alive: bool = False
 
 
 class Sdk(Struct, frozen=True):
@@ -298,6 +304,31 @@ class CheckpointEntry(Struct, frozen=True):
 class Checkpoint(Struct, frozen=True, tag_field="type", tag="checkpoint"):
     workspace: Workspace
     entries: list[CheckpointEntry]
+
+
+class AliveRun(Struct, frozen=True):
+    """A run that this process executes. `open_seconds`: how much longer its open bodies may run by their timeouts."""
+
+    run_id: str
+    generation: int
+    known: int
+    open_seconds: float
+
+
+class Alive(Struct, frozen=True, tag_field="type", tag="alive"):
+    workspace: Workspace
+    process: str
+    wait_seconds: float
+    runs: list[AliveRun]
+
+
+class Values(Struct, frozen=True, omit_defaults=True, tag_field="type", tag="values"):
+    """Stores values for a run, or fetches values of its memo."""
+
+    workspace: Workspace
+    run_id: str
+    store: list[Raw] = field(default_factory=list)
+    fetch: list[str] = field(default_factory=list)
 
 
 class Events(Struct, frozen=True, tag_field="type", tag="events"):
@@ -344,6 +375,32 @@ class CheckpointAnswer(Struct, frozen=True, tag_field="type", tag="checkpoint"):
     entries: list[EntryAnswer]
 
 
+class AliveRunAnswer(Struct, frozen=True):
+    """`lease_seconds` (with `ok`) counts from the receipt of the answer; `resolved` is the memo beyond `known`."""
+
+    run_id: str
+    generation: int
+    status: Literal["ok", "stale", "cancelled"] = "ok"
+    lease_seconds: float | UnsetType = UNSET
+    resolved: list[MemoEntry] = field(default_factory=list)
+
+
+class AliveAnswer(Struct, frozen=True, tag_field="type", tag="alive"):
+    runs: list[AliveRunAnswer]
+
+
+class Value(Struct, frozen=True):
+    ref: str
+    data: Raw
+
+
+class ValuesAnswer(Struct, frozen=True, tag_field="type", tag="values"):
+    """`refs` of what was stored, in order; or the `values` that fitted into one answer."""
+
+    refs: list[str] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+
+
 class StartedRun(Struct, frozen=True):
     run_id: str
     function: str
@@ -386,6 +443,8 @@ _EVENTS_ANSWERS: Final = msgspec.json.Decoder(EventsAnswer)
 _START_ANSWERS: Final = msgspec.json.Decoder(StartAnswer)
 _RESULT_ANSWERS: Final = msgspec.json.Decoder(ResultAnswer)
 _SYNC_ANSWERS: Final = msgspec.json.Decoder(SyncAnswer)
+_ALIVE_ANSWERS: Final = msgspec.json.Decoder(AliveAnswer)
+_VALUES_ANSWERS: Final = msgspec.json.Decoder(ValuesAnswer)
 _REFUSALS: Final = msgspec.json.Decoder(WireRefusal)
 _ERRORS: Final = msgspec.json.Decoder(ErrorWords)
 _LINES: Final[msgspec.json.Decoder[Started | Ended]] = msgspec.json.Decoder(Started | Ended)
@@ -419,6 +478,14 @@ def decode_result_answer(raw: bytes) -> ResultAnswer:
 
 def decode_sync_answer(raw: bytes) -> SyncAnswer:
     return _decode(_SYNC_ANSWERS, raw)
+
+
+def decode_alive_answer(raw: bytes) -> AliveAnswer:
+    return _decode(_ALIVE_ANSWERS, raw)
+
+
+def decode_values_answer(raw: bytes) -> ValuesAnswer:
+    return _decode(_VALUES_ANSWERS, raw)
 
 
 def decode_refusal(raw: bytes) -> WireRefusal:

@@ -42,6 +42,14 @@ class FakeEngine:
         self.starts: dict[str, str] = {}
         self.requests: list[str] = []
         self.faults: list[str] = []
+        # Polls of `/v1/alive` in their order, how many of them are open, and what fetches and stores of values asked for.
+        self.polls: list[messages.Alive] = []
+        self.open_poll_count = 0
+        self.fetches: list[list[str]] = []
+        self.stored: dict[str, Any] = {}
+        # Memo values of this many bytes and more travel by reference.
+        self.ref_bytes_min: int | None = None
+        self.value_bytes_max = 4 << 20
         # Answers to give instead of the true ones, taken from the front: (status, headers), or an action on (status, headers, body).
         self.disturb: list[Callable[[int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]]] = []
         self._seen_ids: set[str] = set()
@@ -192,7 +200,7 @@ class FakeEngine:
         assert isinstance(line, messages.Ended), line
         with self._changed:
             run = self.runs[line.run_id]
-            if line.generation == run.generation and run.is_leased:
+            if line.generation == run.generation and run.is_leased and not run.has_ended:
                 self._apply(run, line.ops)
                 self._end(run, line.ops, line.known, "reply")
 
@@ -204,7 +212,7 @@ class FakeEngine:
             "attempt": run.attempt,
             "function": run.function,
             "event": run.event,
-            "steps": run.memo,
+            "steps": [self._on_the_wire(run, entry) for entry in run.memo],
             "retries": [
                 {"id": id, "attempt": attempt, "in_seconds": max(0.0, due - now)} for id, (attempt, due) in run.retries.items()
             ],
@@ -267,7 +275,8 @@ class FakeEngine:
         for op in ops:
             match op:
                 case messages.Step():
-                    run.remember(op.id, "step", data=_value(op.data))
+                    data = self.stored[op.ref] if isinstance(op.ref, str) else _value(op.data)
+                    run.remember(op.id, "step", data=data)
                 case messages.StepError():
                     if op.retriable and op.attempt <= (3 if op.retries is None else op.retries):
                         run.retries[op.id] = (op.attempt + 1, now + self.retry_seconds)
@@ -313,6 +322,67 @@ class FakeEngine:
             if not run.is_ready:
                 run.status = "waiting"
         self._changed.notify_all()
+
+    def _on_the_wire(self, run: FakeRun, entry: Json) -> Json:
+        if self.ref_bytes_min is None or "data" not in entry:
+            return entry
+        size_bytes = len(json.dumps(entry["data"]))
+        if size_bytes < self.ref_bytes_min:
+            return entry
+        rest = {key: value for key, value in entry.items() if key != "data"}
+        return {**rest, "ref": f"m:{run.id}:{entry['position']}", "bytes": size_bytes}
+
+    # Leases and values.
+
+    def take_alive(self, raw: bytes) -> Json:
+        message = messages.decode_alive(raw)
+        with self._changed:
+            self.polls.append(message)
+            place = len(self.polls)
+            self.open_poll_count += 1
+            self._changed.notify_all()
+
+            def is_over() -> bool:
+                newer = any(poll.process == message.process for poll in self.polls[place:])
+                return newer or self._stopping.is_set() or any(self._news_of(run) for run in message.runs)
+
+            self._changed.wait_for(is_over, message.wait_seconds)
+            self.open_poll_count -= 1
+            self._changed.notify_all()
+            return {"type": "alive", "runs": [self._alive_answer(run) for run in message.runs]}
+
+    def _news_of(self, asked: messages.AliveRun) -> Json:
+        run = self.runs[asked.run_id]
+        if run.status == "cancelled":
+            return {"status": "cancelled"}
+        if asked.generation != run.generation:
+            return {"status": "stale"}
+        resolved = [entry for entry in run.memo if entry["position"] > asked.known and entry["kind"] != "step"]
+        return {"resolved": resolved} if resolved else {}
+
+    def _alive_answer(self, asked: messages.AliveRun) -> Json:
+        answer = {"run_id": asked.run_id, "generation": asked.generation, "status": "ok"}
+        news = self._news_of(asked)
+        return {**answer, **({} if "status" in news else {"lease_seconds": self.lease_seconds}), **news}
+
+    def take_values(self, raw: bytes) -> Json:
+        message = messages.decode_values(raw)
+        run = self.runs[message.run_id]
+        with self._changed:
+            if message.store:
+                refs = [f"v:{uuid.uuid4()}" for _ in message.store]
+                self.stored.update({ref: _value(data) for ref, data in zip(refs, message.store, strict=True)})
+                return {"type": "values", "refs": refs}
+            self.fetches.append(list(message.fetch))
+            memo = {f"m:{run.id}:{entry['position']}": entry["data"] for entry in run.memo}
+            values: list[Json] = []
+            size_bytes = 0
+            for ref in message.fetch:
+                size_bytes += len(json.dumps(memo[ref]))
+                if values and size_bytes > self.value_bytes_max:
+                    break
+                values.append({"ref": ref, "data": memo[ref]})
+            return {"type": "values", "values": values}
 
     # Events, starts, results.
 
@@ -387,6 +457,8 @@ class FakeEngine:
         self._seen_ids.add(request_id)
         routes = {
             ("POST", "/v1/checkpoint"): self.take_checkpoint,
+            ("POST", "/v1/alive"): self.take_alive,
+            ("POST", "/v1/values"): self.take_values,
             ("POST", "/v1/events"): self.take_events,
             ("POST", "/v1/start"): self.take_start,
             ("POST", "/v1/result"): self.take_result,

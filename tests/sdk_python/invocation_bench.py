@@ -12,13 +12,15 @@ import trio
 import trio.testing
 from msgspec import Raw
 
+from durable.executor import Execution
 from durable.function import Function, define_function
 from durable.json_text import decode, encode_result
 from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.testing_engine import EngineRun
 from durable.triggers import Event
-from durable.wire import Backoff, CheckpointEntry, Ended, EntryAnswer, Op, WireEvent
+from durable.values import Values
+from durable.wire import Backoff, CheckpointEntry, CompleteOp, Ended, EntryAnswer, Op, StepOp, WireEvent
 
 LOOPS = ("asyncio", "trio")
 RUN_ID = "01990a3c-7d1e-7c3a-9b52-6f1f0e7f9a10"
@@ -60,36 +62,66 @@ class Wire:
         self.entries: list[CheckpointEntry] = []
         self.before: Callable[[CheckpointEntry], Awaitable[EntryAnswer | None]] | None = None
         self.in_flight = 0
+        self.last_results: list[StepOp] = []
+        self._tasks: list[asyncio.Task[None]] = []  # the loop holds them only weakly
 
-    async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
+    def submit_soon(self, entry: CheckpointEntry, deadline: float, on_answer: Callable[[Any], None]) -> None:
         assert self.in_flight == 0, "two checkpoints of one run at once"
         assert deadline > time.monotonic()
         self.in_flight += 1
+        self.entries.append(entry)
+        if is_trio():
+            trio.lowlevel.spawn_system_task(self._answer, entry, on_answer)
+        else:
+            self._tasks.append(asyncio.create_task(self._answer(entry, on_answer)))
+
+    async def _answer(self, entry: CheckpointEntry, on_answer: Callable[[Any], None]) -> None:
+        answer: EntryAnswer | Exception | None
         try:
-            self.entries.append(entry)
-            if self.before is not None and (answer := await self.before(entry)) is not None:
-                return answer
-            await pause()
-            return self.engine.checkpoint(entry.generation, entry.known, entry.ops)
-        finally:
-            self.in_flight -= 1
+            answer = None if self.before is None else await self.before(entry)
+            if answer is None:
+                await pause()
+                answer = self.engine.checkpoint(entry.generation, entry.known, entry.ops)
+        except Exception as error:
+            answer = error
+        self.in_flight -= 1
+        on_answer(answer)
+
+    def take_last_results(self, ended: Ended) -> None:
+        self.last_results = [op for op in ended.ops if isinstance(op, StepOp)]
+        if self.last_results:
+            self.engine.checkpoint(ended.generation, ended.known, self.last_results)
 
     @property
     def ops(self) -> list[Op]:
-        return [op for entry in self.entries for op in entry.ops]
+        """What was reported: by checkpoints, and results with `complete`."""
+        return [*(op for entry in self.entries for op in entry.ops), *self.last_results]
 
 
 async def invoke(
-    function: Function, wire: Wire, *, lease_seconds: float | None = None, received_at: float | None = None
+    function: Function,
+    wire: Wire,
+    *,
+    lease_seconds: float | None = None,
+    received_at: float | None = None,
+    values: Values | None = None,
+    on_started: Callable[[Execution], None] | None = None,
 ) -> Ended | None:
-    """One invocation of the engine's run."""
+    """One invocation of the engine's run. Its end is the test's to apply; only results that travel with `complete` are
+    remembered, so that the run can be replayed whole.
+    """
     invocation = wire.engine.next_invocation()
     if lease_seconds is not None:
         from msgspec.structs import replace
 
         invocation = replace(invocation, lease_seconds=lease_seconds)
     at = time.monotonic() if received_at is None else received_at
-    return await run_invocation(function, invocation, wire, received_at=at, runtime=current_runtime())
+    ended = await run_invocation(
+        function, invocation, wire, received_at=at, runtime=current_runtime(), values=values, on_started=on_started
+    )
+    if ended is not None and ended.ops and isinstance(ended.ops[-1], CompleteOp):
+        wire.take_last_results(ended)
+    return ended
 
 
 async def pause() -> None:
@@ -153,7 +185,7 @@ def words(ended: Ended | None) -> list[str]:
 
 def output(ended: Ended | None) -> Any:
     assert ended is not None, "the invocation ended without a line"
-    assert words(ended) == ["complete"], [error_of(ended) if "fail" in words(ended) else words(ended)]
+    assert set(words(ended)) <= {"step", "complete"}, [error_of(ended) if "fail" in words(ended) else words(ended)]
     return decode(bytes(ended.ops[-1].output))  # type: ignore[union-attr]
 
 

@@ -208,7 +208,9 @@ def test_the_manifest_is_what_the_schema_and_the_engine_want() -> None:
     assert (full.retries, full.step_timeout_seconds, full.backoff.factor, full.backoff.jitter) == (0, 3600, 1.5, False)
     assert [(limit.limit, limit.key) for limit in full.concurrency] == [(2, "tenantId"), (10, None)]
     assert (plain.retries, plain.step_timeout_seconds) == (3, 900)
-    assert manifest.capabilities.checkpoint and manifest.protocol == [1] and not manifest.capabilities.refs
+    assert manifest.protocol == [1] and manifest.max_body == 4 << 20
+    offered = manifest.capabilities
+    assert offered.checkpoint and offered.refs and offered.alive and offered.batch.max >= 100
 
 
 def test_the_deployment_changes_with_the_code_and_with_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 import durable
+from durable.reply_lines import ReplyLines
 from protocol import signing
 from tests.sdk_python.app_servers import ASGI_SERVERS, uvicorn_server
 from tests.sdk_python.fake_engine import FakeEngine, environment_of
@@ -79,7 +80,7 @@ def test_runs_come_to_their_end_on_every_server(server: Callable[[Any], Any], en
 
 @pytest.mark.parametrize("server", ASGI_SERVERS.values(), ids=ASGI_SERVERS)
 def test_a_handler_goes_on_when_the_client_leaves_and_its_end_comes_by_checkpoint(
-    server: Callable[[Any], Any], engine: FakeEngine
+    server: Callable[[Any], Any], engine: FakeEngine, broken_reply: threading.Event
 ) -> None:
     app = durable.App("shop")
     entered, release = threading.Event(), threading.Event()
@@ -97,14 +98,29 @@ def test_a_handler_goes_on_when_the_client_leaves_and_its_end_comes_by_checkpoin
         engine.app_url = None
         run = engine.create_run("slow", {"id": "e", "name": "x", "data": None})
         run.generation, run.is_leased, run.is_ready, run.status = 1, True, False, "running"
-        leave_in_the_middle(engine, url, run, entered)
+        leave_in_the_middle(engine, url, run, entered, broken_reply)
         release.set()
         assert engine.wait_for_end(run).output == ["done"]
     assert run.ends == ["checkpoint"]
 
 
-def leave_in_the_middle(engine: FakeEngine, url: str, run: Any, entered: threading.Event) -> None:
-    """Call, wait until the body runs, and break the connection."""
+@pytest.fixture
+def broken_reply(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the app has noticed that its client left. What a server writes before that is lost without a trace."""
+    noticed = threading.Event()
+    close = ReplyLines.close
+
+    def close_and_tell(lines: ReplyLines) -> Any:
+        ends = close(lines)
+        noticed.set()
+        return ends
+
+    monkeypatch.setattr(ReplyLines, "close", close_and_tell)
+    return noticed
+
+
+def leave_in_the_middle(engine: FakeEngine, url: str, run: Any, entered: threading.Event, noticed: threading.Event) -> None:
+    """Call, wait until the body runs, and break the connection; returns when the app has noticed."""
     import json
 
     body = json.dumps(engine.invoke_message(run)).encode()
@@ -112,6 +128,7 @@ def leave_in_the_middle(engine: FakeEngine, url: str, run: Any, entered: threadi
         with client.stream("POST", url, content=body, headers=engine.signed_headers(body)) as response:
             assert b'"started"' in next(response.iter_raw())
             assert entered.wait(20)
+    assert noticed.wait(20)
 
 
 @pytest.mark.parametrize("server", ASGI_SERVERS.values(), ids=ASGI_SERVERS)
@@ -163,7 +180,9 @@ def test_an_app_mounted_in_fastapi_behind_a_middleware_needs_no_lifespan(engine:
         assert engine.wait_for_end(run).output == ["first 7", {"id": 7}, 1, "last"]
 
 
-def test_a_middleware_that_cancels_its_requests_does_not_end_the_invocation(engine: FakeEngine) -> None:
+def test_a_middleware_that_cancels_its_requests_does_not_end_the_invocation(
+    engine: FakeEngine, broken_reply: threading.Event
+) -> None:
     from fastapi import FastAPI, Request
 
     app = durable.App("shop")
@@ -188,7 +207,7 @@ def test_a_middleware_that_cancels_its_requests_does_not_end_the_invocation(engi
     with uvicorn_server(api) as url:
         run = engine.create_run("slow", {"id": "e", "name": "x", "data": None})
         run.generation, run.is_leased, run.is_ready, run.status = 1, True, False, "running"
-        leave_in_the_middle(engine, url + "/d/", run, entered)
+        leave_in_the_middle(engine, url + "/d/", run, entered, broken_reply)
         release.set()
         assert engine.wait_for_end(run).output == "done"
     assert run.ends == ["checkpoint"]

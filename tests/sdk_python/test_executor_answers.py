@@ -70,6 +70,7 @@ def test_after_stale_or_cancelled_nothing_starts_and_nothing_is_said(loop: str, 
 def test_a_refused_entry_fails_the_function_with_the_words_of_the_refusal(loop: str, code: str, retriable: bool) -> None:
     async def handler(event: Any, step: Any) -> None:
         await step.run("a", lambda: 1)
+        await step.run("b", lambda: 2)
 
     async def main() -> None:
         wire = Wire(new_engine())
@@ -110,6 +111,7 @@ def test_results_that_no_checkpoint_could_carry_travel_in_the_reply(loop: str) -
 def test_a_result_that_the_answer_does_not_mention_does_not_hold_the_handler_for_ever(loop: str) -> None:
     async def handler(event: Any, step: Any) -> None:
         await step.run("a", lambda: 1)
+        await step.run("b", lambda: 2)
 
     async def main() -> None:
         wire = Wire(new_engine())
@@ -162,6 +164,7 @@ def test_a_result_of_another_generation_replaces_the_body_that_runs(loop: str) -
 def test_a_broken_sender_is_told_to_the_caller_and_does_not_hang(loop: str) -> None:
     async def handler(event: Any, step: Any) -> None:
         await step.run("a", lambda: 1)
+        await step.run("b", lambda: 2)
 
     async def main() -> None:
         wire = Wire(new_engine())

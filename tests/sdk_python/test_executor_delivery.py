@@ -14,7 +14,7 @@ from msgspec import Raw
 from durable import memo
 from durable.current_step import CurrentStep, current_step
 from durable.replay_log import is_replaying
-from durable.wire import CheckpointEntry, EntryAnswer, StepOp
+from durable.wire import CheckpointEntry, EntryAnswer
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Wire,
@@ -49,15 +49,15 @@ def test_a_sequential_handler_runs_each_body_once_over_any_number_of_invocations
     async def main() -> None:
         wire = Wire(new_engine())
         ended = await invoke(function_of(handler), wire)
-        assert words(ended) == ["sleep"], "the sleep travels with the end"
-        assert ended is not None and ended.known == 1
+        assert words(ended) == ["step", "sleep"], "both travel with the end"
+        assert ended is not None and ended.known == 0
         wire.engine.end(ended.generation, ended.known, ended.ops)
         wire.engine.now += 60
         wire.engine.resolve_due_waits()
         assert output(await invoke(function_of(handler), wire)) == ["FIRST", "SECOND"]
         assert ran == ["first", "second"]
-        assert [type(op) for op in wire.ops] == [StepOp, StepOp]
-        assert [op.seen for op in wire.ops] == [0, 2]  # type: ignore[union-attr]
+        assert wire.entries == []
+        assert [op.seen for op in (*ended.ops[:1], *wire.ops)] == [0, 2]  # type: ignore[union-attr]
 
     on_loop(loop, main)
 
@@ -80,24 +80,28 @@ def test_a_result_looks_the_first_time_as_every_later_time(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_nothing_is_delivered_before_its_checkpoint_is_answered(loop: str) -> None:
+def test_with_two_steps_open_nothing_is_delivered_before_its_checkpoint_is_answered(loop: str) -> None:
     async def main() -> None:
         wire = Wire(new_engine())
         seen: list[str] = []
 
         async def handler(event: Any, step: Any) -> None:
-            await step.run("a", lambda: 1)
-            seen.append("a")
+            async def branch(name: str) -> None:
+                await step.run(name, lambda: 1)
+                seen.append(name)
+
+            await side_by_side(lambda: branch("a"), lambda: branch("b"))
 
         async def answer_late(entry: CheckpointEntry) -> EntryAnswer | None:
             for _ in range(50):
                 await pause()
-            assert seen == []
+            assert not {op.id for op in entry.ops} & set(seen)  # type: ignore[union-attr]
             return None
 
         wire.before = answer_late
         output(await invoke(function_of(handler), wire))
-        assert seen == ["a"]
+        assert sorted(seen) == ["a", "b"]
+        assert wire.entries and wire.entries[0].ops
 
     on_loop(loop, main)
 

@@ -85,9 +85,9 @@ class Record:
 
         monkeypatch.setattr(memo.Memo, "note_delivered", noting)
 
-    async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
+    def submit_soon(self, entry: CheckpointEntry, deadline: float, on_answer: Callable[[EntryAnswer], None]) -> None:
         self.reports += entry.ops
-        return EntryAnswer(entry.run_id, entry.generation, "ok", lease_seconds=30)
+        on_answer(EntryAnswer(entry.run_id, entry.generation, "ok", lease_seconds=30))
 
     async def invoke(self, handler: Callable[..., Any], settle_seconds: float = 0) -> None:
         case = self.case

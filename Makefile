@@ -27,8 +27,8 @@ format: setup ## format the code and mend what the linter can mend
 faults: setup ## kill everything at random under load, then check every promise (SECONDS=60 SEED=random)
 	@$(VENV_PYTHON) -m tests.faults.long_run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-bench: setup ## measure (ONLY=name: one benchmark; JSON=path: write the numbers there)
-	@$(VENV_PYTHON) -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON))
+bench: setup ## measure (ONLY=name: one benchmark; JSON=path: write the numbers there; SMALL=1: only see that all work)
+	@$(VENV_PYTHON) -m benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON)) $(if $(filter 1 yes true,$(SMALL)),--small)
 
 pins: ## take the newest versions of all packages and write them to constraints.txt
 	@.ci/pin

@@ -1,1 +1,1 @@
-"""Benchmarks: real processes, embedded Postgres with fsync on, signatures on. `make bench`; see docs/performance.md."""
+"""Benchmarks: real processes, embedded Postgres with fsync on, signatures on. `make bench`; see docs/operations/performance.md."""

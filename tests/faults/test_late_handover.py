@@ -10,12 +10,21 @@ import re
 import pytest
 import trio
 
-from engine.nursery.invocation import run_invocation, take_up
+from engine.nursery.context import EngineContext
 from engine.store.database import Database
-from tests.engine.nursery.test_review_findings import an_app, an_engine, handed_over
+from engine.store.read_invocations import Handover
+from tests.engine.nursery.stand import an_app, an_engine
+from tests.engine.nursery.test_review_findings import handed_over
 from tests.engine.store.world import LEASE_SECONDS, make_world
 
 pytestmark = pytest.mark.postgres
+
+
+async def hand_over(engine: EngineContext, handover: Handover, claimed_at: float) -> None:
+    """Start it as if it had been claimed then, and wait for its end."""
+    assert engine.intake.reserve(1) == 1
+    engine.intake.start([handover], claimed_at)
+    await engine.inflight.wait_empty()
 
 
 async def test_a_lease_that_ended_while_the_engine_froze_is_given_back_without_a_call(database: Database) -> None:
@@ -27,7 +36,7 @@ async def test_a_lease_that_ended_while_the_engine_froze_is_given_back_without_a
         called.set()
 
     async with an_engine(world) as engine, an_app(world, answer):
-        await run_invocation(engine, take_up(engine, handover, trio.current_time() - LEASE_SECONDS - 1))
+        await hand_over(engine, handover, trio.current_time() - LEASE_SECONDS - 1)
     assert not called.is_set()
     assert await world.state(handover.lease.run_id) == "ready"
 
@@ -44,6 +53,6 @@ async def test_an_engine_that_is_late_hands_over_only_what_is_left_of_the_lease(
 
     async with an_engine(world) as engine, an_app(world, answer):
         handover = await handed_over(world)
-        await run_invocation(engine, take_up(engine, handover, trio.current_time() - 20))
+        await hand_over(engine, handover, trio.current_time() - 20)
     said = re.search(rb'"lease_seconds":([0-9.]+)', b"".join(requests))
     assert said is not None and 0 < float(said[1]) <= LEASE_SECONDS - 20

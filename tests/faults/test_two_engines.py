@@ -60,7 +60,7 @@ def test_a_hundred_posts_of_one_event_id_to_two_engines_make_one_run_set(system:
 
 def test_an_engine_that_froze_beyond_its_leases_writes_nothing_when_it_wakes(system: System, seed: int) -> None:
     zombie = system.engine(0)
-    with Load([system.client(1)], _make_three(seed), prefix="zombie", per_second=20):
+    with Load([system.client(0), system.client(1)], _make_three(seed), prefix="zombie", per_second=20):
         wait_until("the engine has invocations open", lambda: _held_by(system, 0) >= 2)
         zombie.freeze()
         held = system.query(

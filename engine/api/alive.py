@@ -17,6 +17,7 @@ import trio
 from engine.api.alive_polls import PollTurn
 from engine.api.authenticate import Caller
 from engine.api.services import Services
+from engine.store.crash_points import crash_point
 from engine.store.hints import Hint
 from engine.store.keep_alive import HeldRun, KeptLease, RunNews, find_run_news, keep_alive, read_run_news
 from engine.store.sql import Connection
@@ -94,6 +95,7 @@ class _Poll:
             _keep_alive_and_look, self._workspace_id, held, list(self._looked.values()), self._services.lease_seconds
         )
         self._kept_at = trio.current_time()
+        crash_point("alive_renewed_before_answer")
         for run_id, kept in self._kept.items():
             if not kept.is_cancelled:
                 self._services.on_alive(run_id, kept.lease_seconds)

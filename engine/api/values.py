@@ -9,6 +9,7 @@ from msgspec import Raw
 from engine.api.authenticate import Caller
 from engine.api.refusals import ApiRefused
 from engine.api.services import Services
+from engine.store.crash_points import crash_point
 from engine.store.stored_values import read_values, store_values
 from protocol.limits import CALL_BYTES_MAX
 from protocol.messages import Value, Values, ValuesAnswer, decode_values
@@ -26,6 +27,7 @@ async def _store(services: Services, caller: Caller, message: Values) -> ValuesA
     refs = await services.transact(store_values, caller.workspace_id, UUID(message.run_id), texts)
     if refs is None:
         raise ApiRefused("run_not_found", f"The workspace has no run {message.run_id}.", "Check the run id and the environment.")
+    crash_point("value_stored_before_answer")
     return ValuesAnswer(refs=refs)
 
 

@@ -25,12 +25,12 @@ from engine.store.event_buckets import lock_event_buckets
 from engine.store.function_configs import read_function_configs
 from engine.store.group_writer import REQUEUE, Requeue
 from engine.store.match_waits import find_waiting_runs
-from engine.store.memo_entries import memo_entry
+from engine.store.memo_entries import memo_entry, memo_ref
 from engine.store.read_recorded import read_recorded
 from engine.store.register_waits import PreparedWait, WantedWait, prepare_waits
 from engine.store.release_slots import release_slots
 from engine.store.sql import Connection, Sql
-from engine.store.stored_values import delete_used_values, inline_stored_values
+from engine.store.stored_values import delete_used_values, inline_stored_values, stored_steps
 from engine.store.write_transitions import Decided, write_transitions
 from protocol.calls import MemoEntry, Retry
 from protocol.limits import REF_BYTES_MIN
@@ -137,7 +137,7 @@ async def apply_outcomes(
     applied.has_due_runs = written.has_due_runs or woke_runs or promoted
     applied.near_timer_seconds = written.near_timer_seconds
     applied.ended_runs = written.ended_runs
-    await _answer_accepted(conn, decided, leases, lease_seconds, answers)
+    await _answer_accepted(conn, decided, first_of, leases, lease_seconds, answers)
     applied.answers = _in_order(reports, first_of, answers)
     return applied
 
@@ -338,6 +338,7 @@ async def _outgoing(conn: Connection, sends: list[_Send], decided: list[Decided]
 async def _answer_accepted(
     conn: Connection,
     decided: list[Decided],
+    reports: dict[UUID, RunReport],
     leases: dict[UUID, float | None],
     lease_seconds: float,
     answers: dict[UUID, EntryAnswer],
@@ -347,6 +348,7 @@ async def _answer_accepted(
         if item.transition is None:
             continue
         run_id = item.run.run_id
+        stored = stored_steps(reports[run_id])
         own = [
             MemoEntry(
                 memo.step_id,
@@ -355,6 +357,9 @@ async def _answer_accepted(
                 data=UNSET if memo.kind == "step" else _raw(memo.data),
                 error=_raw(memo.error),
                 abandoned=memo.is_abandoned,
+                # The app has the value under the reference with which it stored it; from now on it meets this one.
+                ref=memo_ref(run_id, item.run.position + place) if memo.step_id in stored else UNSET,
+                bytes=len((memo.data or "").encode()) if memo.step_id in stored else UNSET,
             )
             for place, memo in enumerate(item.transition.memo, 1)
         ]

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from engine.core.outcome import Reported
+from engine.store.crash_points import crash_point
 from engine.store.memo_entries import memo_position
 from engine.store.sql import Connection, Sql
 from protocol.ops import Op, Step
@@ -103,6 +104,12 @@ async def read_values(conn: Connection, workspace_id: int, run_id: UUID, refs: S
     )
 
 
+def stored_steps(report: RunReport) -> set[str]:
+    """The ids of the steps whose results this report names by reference."""
+    ops = report.outcome.ops if isinstance(report.outcome, Reported) else ()
+    return {op.id for op in ops if isinstance(op, Step) and op.ref is not UNSET}
+
+
 async def inline_stored_values(conn: Connection, reports: Sequence[RunReport]) -> list[RunReport]:
     """The same reports, their steps with the data that they refer to. A step whose reference is unknown keeps it: it is refused.
 
@@ -120,6 +127,7 @@ async def delete_used_values(conn: Connection, reports: Sequence[RunReport]) -> 
     """Delete the stored values of reports that were applied in this transaction."""
     if wanted := _stored_refs(reports):
         await conn.execute(DELETE_STORED_VALUES, **_columns(wanted))
+        crash_point("value_used_before_commit")
 
 
 def _inlined(report: RunReport, data: dict[UUID, str]) -> RunReport:

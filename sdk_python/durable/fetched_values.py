@@ -3,10 +3,12 @@
 Owns nothing but that list; it asks `Values` for all at once that the handler asked for at the same time.
 """
 
+from collections.abc import Iterable
+
 from msgspec import UNSET, Raw
 
 from durable.values import Values
-from durable.wire import MemoEntry
+from durable.wire import MemoEntry, Op, StepOp
 
 
 class FetchedValues:
@@ -22,6 +24,13 @@ class FetchedValues:
         """The handler has asked for this entry: its value goes into the next `fetch`."""
         if isinstance(entry.ref, str):
             self._wanted.append(entry.ref)
+
+    def note_stored(self, ops: Iterable[Op], resolved: Iterable[MemoEntry]) -> None:
+        """These ops were committed as these entries: values that were stored for them are in the memo now."""
+        stored = {op.id: op.ref for op in ops if isinstance(op, StepOp) and isinstance(op.ref, str)}
+        for entry in resolved:
+            if entry.id in stored and isinstance(entry.ref, str):
+                self._values.known_as(self._run_id, stored[entry.id], entry.ref)
 
     @property
     def has_wanted(self) -> bool:

@@ -117,6 +117,8 @@ class OpenSteps:
     def take_answer(self, answer: EntryAnswer, ops: Iterable[Op]) -> None:
         """An `ok` to these ops."""
         self.take_resolved(answer.resolved)
+        if self._fetched is not None:
+            self._fetched.note_stored(ops, answer.resolved)
         for retry in answer.retries:
             self._retries[retry.id] = retry
             step = self.open.get(retry.id)

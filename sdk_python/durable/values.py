@@ -41,6 +41,10 @@ class Values(Protocol):
         """Keep a value for a step of the run; the reference that the step's op then has."""
         ...
 
+    def known_as(self, run_id: str, stored_ref: str, ref: str) -> None:
+        """What was stored as `stored_ref` is in the run's memo now, as `ref`."""
+        ...
+
 
 class ValueCache:
     """Values by run and reference; those that were used least recently go first. Safe to use from any thread."""
@@ -60,6 +64,12 @@ class ValueCache:
             data = self._values.get((run_id, ref))
             if data is not None:
                 self._values.move_to_end((run_id, ref))
+            return data
+
+    def pop(self, run_id: str, ref: str) -> bytes | None:
+        with self._lock:
+            data = self._values.pop((run_id, ref), None)
+            self._size_bytes -= len(data or b"")
             return data
 
     def put(self, run_id: str, ref: str, data: bytes) -> None:
@@ -87,6 +97,12 @@ class EngineValues:
         self._cache = cache
         self._fetches: dict[str, _Fetches] = {}
         self._stores: dict[str, list[_Asked]] = {}
+
+    def known_as(self, run_id: str, stored_ref: str, ref: str) -> None:
+        """See `Values.known_as`. A replay in this process then fetches nothing that was made here."""
+        data = self._cache.pop(run_id, stored_ref)
+        if data is not None:
+            self._cache.put(run_id, ref, data)
 
     async def fetch(self, run_id: str, refs: list[str]) -> dict[str, Raw]:
         """See `Values.fetch`."""
@@ -172,6 +188,7 @@ class EngineValues:
                         question.fail(error)
                 else:
                     for question, ref in zip(group, refs, strict=True):
+                        self._cache.put(run_id, ref, question.data)
                         question.succeed(ref.encode())
         finally:
             self._stores.pop(run_id, None)

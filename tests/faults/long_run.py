@@ -40,7 +40,7 @@ def main() -> None:
         evidence = assert_sound(system, seconds=HEAL_SECONDS_MAX)
     interrupted = sum(lease["outcome"] == "interrupted" for leases in evidence.leases.values() for lease in leases.values())
     print(
-        f"sound: {len(evidence.acknowledged)} events acknowledged, {len(evidence.runs)} runs, {len(evidence.lines) // 2} bodies, "
+        f"sound: {len(evidence.acknowledged)} events acknowledged, {len(evidence.runs)} runs, {sum(line.what == 'start' for line in evidence.lines)} bodies, "
         f"{interrupted} interruptions, {evidence.frozen_starts} bodies of frozen processes that started late; faults: {counts}"
     )
 

@@ -14,8 +14,10 @@ NAMES = (
     "approval.wanted",
     "chain.wanted",
     "flaky.wanted",
-    "three.wanted",
+    "big.wanted",
 )
+# More than travels in place.
+BIG_BYTES = 80_000
 
 
 def make_mixed(seed: int, *, body_seconds_max: float = 0.05) -> Callable[[int], tuple[str, Any]]:
@@ -28,7 +30,7 @@ def make_mixed(seed: int, *, body_seconds_max: float = 0.05) -> Callable[[int], 
             return "approval.given", {"n": _last_asked(asked), "text": "ja – oui – да"}
         name = NAMES[number % 9]
         data = {"n": number, "tenant": "ab"[number % 2], "body_seconds": round(chance.uniform(0, body_seconds_max), 3)}
-        return name, {**data, "timeout_seconds": 4}
+        return name, {**data, "timeout_seconds": 4, "bytes": BIG_BYTES}
 
     return make_event
 

@@ -42,6 +42,9 @@ class FakeValues:
         self.values[ref] = bytes(data)
         return ref
 
+    def known_as(self, run_id: str, stored_ref: str, ref: str) -> None:
+        self.values[ref] = self.values[stored_ref]
+
     def _check(self) -> None:
         if self.is_away:
             raise EngineUnreachable("no route")

@@ -161,6 +161,23 @@ def test_values_are_stored_together_and_each_gets_its_reference(loop: str) -> No
     on_loop(loop, main)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_was_stored_here_is_not_fetched_when_the_memo_names_it(loop: str) -> None:
+    async def main() -> None:
+        engine = FakeAnswers({})
+
+        async def run(values: EngineValues) -> None:
+            stored_ref = await values.store(RUN, Raw(b'"made here"'))
+            values.known_as(RUN, stored_ref, "m:1")
+            values.known_as(RUN, "v:of another process", "m:2")
+            assert await values.fetch(RUN, ["m:1"]) == {"m:1": Raw(b'"made here"')}
+
+        await with_values(engine, run)
+        assert len(engine.asked) == 1, "only the store"
+
+    on_loop(loop, main)
+
+
 def test_the_cache_keeps_what_was_used_last_within_its_bytes() -> None:
     cache = ValueCache(bytes_max=100)
     for name in "abcd":

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from tests.system.system import System
+from tests.system.witness_app import app, digest_of, pages_of
 from tests.system.witness_log import Line
 
 # The witness and Postgres read one clock, but a line is dated after the body has begun.
@@ -32,6 +33,13 @@ SELECT run_id::text, generation, leased_at, ended_at, outcome, detail FROM invoc
 UNION ALL
 SELECT run_id::text, generation, leased_at, NULL, state, NULL FROM live_run WHERE state IN ('leased', 'cancelled')"""
 FAILED_ATTEMPTS = "SELECT run_id::text, step_id, generation, attempt, failed_at FROM step_attempt"
+# Functions of the witness app whose output is their input.
+ECHOING = ("three", "plain", "limited", "napping", "flaky", "blocking", "exiting")
+# Event names, and the functions of the witness app that they trigger.
+TRIGGERED: dict[str, list[str]] = {}
+for _function in app.functions.values():
+    for _trigger in _function.triggers:
+        TRIGGERED.setdefault(_trigger.name, []).append(_function.id)
 EVENTS = "SELECT event_id::text, external_id, name, data FROM event"
 
 
@@ -99,11 +107,37 @@ def no_acknowledged_event_is_lost(evidence: Evidence) -> Iterator[str]:
                 yield f"1: the run {run_id} of the event {sent['id']} was acknowledged and is not there."
 
 
+def every_event_starts_its_runs(evidence: Evidence) -> Iterator[str]:
+    """An event that is stored has a run of each function that it triggers: an acknowledgement without one would be a loss, too."""
+    started = {(run["external_id"], run["function"]) for run in evidence.runs.values()}
+    for event in evidence.events:
+        for function in TRIGGERED.get(event["name"], ()):
+            if (event["external_id"], function) not in started:
+                yield f"1: the event {event['external_id']} ({event['name']}) is stored and has started no run of {function}."
+
+
 def no_body_starts_after_its_result(evidence: Evidence) -> Iterator[str]:
+    """No body of a step whose result is committed; nor of one that this very lease has begun already."""
     committed = {(step["run_id"], step["step_id"]): step for step in evidence.steps}
+    begun: set[tuple[str, str, int, int]] = set()
     for line in evidence.lines:
+        if line.what != "start":
+            continue
+        name = (line.run_id, line.step_id, line.generation, line.attempt)
+        if name in begun:
+            yield f"2: the body of {line.step_id} of {line.run_id} started twice in generation {line.generation}, attempt {line.attempt}."
+        begun.add(name)
         step = committed.get((line.run_id, line.step_id))
-        if line.what != "start" or step is None or line.at <= instant(step["committed_at"]) + CLOCK_SECONDS:
+        if step is None:
+            continue
+        if line.generation > step["generation"]:
+            # By the generations, whatever clocks say: the lease was given out with the result in its memo.
+            yield (
+                f"2: the body of {line.step_id} of {line.run_id} started in generation {line.generation}; "
+                f"its result was committed in generation {step['generation']}."
+            )
+            continue
+        if line.at <= instant(step["committed_at"]) + CLOCK_SECONDS:
             continue
         if line.generation < step["generation"] and _was_frozen(evidence, line.pid):
             # No system can stop it: its process slept between the look at its clock and the body. It is counted.
@@ -113,6 +147,29 @@ def no_body_starts_after_its_result(evidence: Evidence) -> Iterator[str]:
             f"2: the body of {line.step_id} of {line.run_id} started in generation {line.generation}, "
             f"{line.at - instant(step['committed_at']):.3f} s after its result was committed in generation {step['generation']}."
         )
+
+
+def no_handler_goes_on_without_an_acknowledgement(evidence: Evidence) -> Iterator[str]:
+    """A handler may have a result before it is committed. Until then it starts no body, and if it never is, it goes no further."""
+    committed = {(step["run_id"], step["step_id"]): step for step in evidence.steps}
+    by_lease: dict[tuple[str, int, int], list[Line]] = defaultdict(list)
+    for line in evidence.lines:
+        if line.what in ("start", "line"):
+            by_lease[line.run_id, line.generation, line.pid].append(line)
+    for (run_id, generation, _), lines in by_lease.items():
+        for place, line in enumerate(lines):
+            if line.what != "line":
+                continue
+            step = committed.get((run_id, line.step_id))
+            is_heard = step is not None and step["generation"] <= generation
+            for after in lines[place + 1 :]:
+                # The commit comes before its acknowledgement and that before the body, so no two clocks are compared loosely.
+                if not is_heard or (step is not None and after.what == "start" and after.at < instant(step["committed_at"])):
+                    yield (
+                        f"2: in generation {generation} of {run_id} the handler went on to {after.what} {after.step_id}, "
+                        f"and the result of {line.step_id} was not committed then."
+                    )
+                    break
 
 
 def every_run_has_one_end(evidence: Evidence) -> Iterator[str]:
@@ -246,7 +303,10 @@ def what_was_sent_comes_back(evidence: Evidence) -> Iterator[str]:
         if event is not None and not sent["is_duplicate"] and json.loads(event["data"]) != sent["data"]:
             yield f"10: the event {sent['id']} is stored with other data."
     for run_id, run in evidence.runs.items():
-        echoes = run["status"] == "completed" and run["function"] in ("three", "plain", "limited", "napping", "flaky")
+        echoes = run["status"] == "completed" and run["function"] in ECHOING
+        if run["status"] == "completed" and run["function"] == "carrying":
+            if json.loads(run["output"]) != digest_of(pages_of(json.loads(run["data"]))):
+                yield f"10: the run {run_id} of carrying gave {run['output']} for {run['data']}."
         if echoes and json.loads(run["output"]) != json.loads(run["data"]):
             yield f"10: the run {run_id} of {run['function']} gave {run['output']:.200} for {run['data']:.200}."
 
@@ -254,7 +314,10 @@ def what_was_sent_comes_back(evidence: Evidence) -> Iterator[str]:
 def every_result_has_its_body(evidence: Evidence) -> Iterator[str]:
     """A committed result comes from a body that the witness saw return, in the same generation and attempt."""
     returned = {(line.run_id, line.step_id, line.generation) for line in evidence.lines if line.what == "end" and line.is_ok}
+    pages = {run_id: pages_of(json.loads(run["data"])) for run_id, run in evidence.runs.items() if run["function"] == "carrying"}
     for step in evidence.steps:
+        if step["run_id"] in pages and step["step_id"] == "a" and json.loads(step["data"] or "null") != pages[step["run_id"]]:
+            yield f"10: the memo of {step['run_id']} holds other bytes than its body returned."
         has_result = step["kind"] == "step" and step["error"] is None and not step["is_abandoned"]
         if has_result and (step["run_id"], step["step_id"], step["generation"]) not in returned:
             yield f"2: {step['step_id']} of {step['run_id']} has a result of generation {step['generation']} that no body returned."
@@ -269,7 +332,9 @@ def only_these_failed(evidence: Evidence, functions: Collection[str]) -> Iterato
 
 CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     no_acknowledged_event_is_lost,
+    every_event_starts_its_runs,
     no_body_starts_after_its_result,
+    no_handler_goes_on_without_an_acknowledgement,
     every_run_has_one_end,
     no_write_of_an_older_generation,
     no_key_is_above_its_limit,

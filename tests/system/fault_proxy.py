@@ -1,4 +1,4 @@
-"""A TCP proxy that does to connections what networks do: refuses, resets, swallows, delays, and cuts.
+"""A TCP proxy that does to connections what networks do: refuses, resets, swallows, delays, holds back, and cuts.
 
 It runs in a thread with a Trio of its own, so that a test of any kind can steer it. A change of `fault` holds for new connections and
 for bytes that come from then on.
@@ -6,6 +6,8 @@ for bytes that come from then on.
 
 from __future__ import annotations
 
+import random
+import re
 import socket
 import struct
 import threading
@@ -18,7 +20,7 @@ import trio
 
 from tests.system.processes import free_ports
 
-Fault = Literal["none", "refuse", "reset", "black_hole", "delay", "truncate"]
+Fault = Literal["none", "refuse", "reset", "black_hole", "delay", "truncate", "cut", "buffer"]
 CHUNK_BYTES = 64 * 1024
 # How soon a change of the fault is noticed.
 LOOK_SECONDS = 0.02
@@ -26,14 +28,20 @@ LOOK_SECONDS = 0.02
 
 @dataclass
 class FaultProxy:
-    """Listens on `port` and connects to `target`. `delay_seconds` is for "delay"; "truncate" ends a reply after `truncate_bytes`."""
+    """Listens on `port` and connects to `target`. `delay_seconds` is for "delay"; "truncate" ends a reply after `truncate_bytes`; "cut"
+    resets a connection when a random number of bytes up to `cut_bytes_max` has passed in both directions together, by `seed`; "buffer"
+    passes a reply on when it is whole.
+    """
 
     target: int
     port: int
     fault: Fault = "none"
     delay_seconds: float = 0.2
     truncate_bytes: int = 40
+    cut_bytes_max: int = 20_000
+    seed: int = 0
     connections: int = 0
+    cuts: int = 0
     _token: trio.lowlevel.TrioToken | None = None
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _streams: set[trio.SocketStream] = field(default_factory=set)
@@ -50,6 +58,9 @@ class FaultProxy:
 
         self._token.run_sync_soon(drop)
         done.wait(5)
+
+    def __post_init__(self) -> None:
+        self._chance = random.Random(self.seed)
 
     async def serve(self, is_up: threading.Event) -> None:
         """Listen until cancelled. While connections are to be refused there is no listener."""
@@ -79,10 +90,11 @@ class FaultProxy:
                 _reset(client)
                 return
             self._streams.add(server)
+            room = _Room(self._chance.randint(1, self.cut_bytes_max))
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._pass_on, client, server, False)
-                    await self._pass_on(server, client, True)
+                    nursery.start_soon(self._pass_on, client, server, room, False)
+                    await self._pass_on(server, client, room, True)
                     nursery.cancel_scope.cancel()
             except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 _reset(client)
@@ -93,8 +105,9 @@ class FaultProxy:
             self._streams.discard(client)
             await trio.aclose_forcefully(client)
 
-    async def _pass_on(self, source: trio.SocketStream, sink: trio.SocketStream, is_reply: bool) -> None:
+    async def _pass_on(self, source: trio.SocketStream, sink: trio.SocketStream, room: _Room, is_reply: bool) -> None:
         passed_bytes = 0
+        held = b""
         while chunk := await source.receive_some(CHUNK_BYTES):
             if self.fault == "reset":
                 raise trio.BrokenResourceError("reset, as asked for")
@@ -102,6 +115,18 @@ class FaultProxy:
                 await trio.sleep(0.05)
             if self.fault == "delay":
                 await trio.sleep(self.delay_seconds)
+            if self.fault == "cut":
+                if len(chunk) >= room.bytes:
+                    await sink.send_all(chunk[: room.bytes])
+                    self.cuts += 1
+                    raise trio.BrokenResourceError("cut, as asked for")
+                room.bytes -= len(chunk)
+            if (self.fault == "buffer" or held) and is_reply:
+                held += chunk
+                if _is_whole_reply(held):
+                    await sink.send_all(held)
+                    held = b""
+                continue
             if self.fault == "truncate" and is_reply:
                 await sink.send_all(chunk[: max(self.truncate_bytes - passed_bytes, 0)])
                 passed_bytes += len(chunk)
@@ -109,6 +134,8 @@ class FaultProxy:
                     return
                 continue
             await sink.send_all(chunk)
+        if held:
+            await sink.send_all(held)
         while self.fault == "black_hole":
             # What is swallowed includes the end.
             await trio.sleep(0.05)
@@ -116,6 +143,24 @@ class FaultProxy:
             # The client has said all; its answer is still to come.
             await sink.send_eof()
             await trio.sleep_forever()
+
+
+@dataclass
+class _Room:
+    """How many bytes may still pass over a connection before it is cut."""
+
+    bytes: int
+
+
+def _is_whole_reply(held: bytes) -> bool:
+    """Whether this is an HTTP reply to its end, as hypercorn writes them."""
+    head, _, body = held.partition(b"\r\n\r\n")
+    words = head.lower()
+    if b"transfer-encoding: chunked" in words:
+        return body.endswith(b"0\r\n\r\n")
+    if found := re.search(rb"content-length: (\d+)", words):
+        return len(body) >= int(found[1])
+    return False
 
 
 @contextmanager

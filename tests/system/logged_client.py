@@ -33,19 +33,28 @@ class LoggedClient(durable.App):
 
     def send_logged(self, name: str, data: Any, event_id: str, *, given_up: threading.Event | None = None) -> EventAnswer:
         """Send until it is acknowledged, and log the answer. `given_up` set, the failure of the try under way is the last."""
+        [answer] = self.send_many_logged([(name, data, event_id)], given_up=given_up)
+        return answer
+
+    def send_many_logged(
+        self, events: Sequence[tuple[str, Any, str]], *, given_up: threading.Event | None = None
+    ) -> list[EventAnswer]:
+        """The same for events (name, data, id) in one message."""
         give_up_at = time.monotonic() + SEND_SECONDS_MAX
+        message = [{"name": name, "data": data, "id": event_id} for name, data, event_id in events]
         while True:
             try:
-                [answer] = self.send_many_sync([{"name": name, "data": data, "id": event_id}])
+                answers = self.send_many_sync(message)
                 break
             except durable.EngineUnreachable:
                 if time.monotonic() > give_up_at or (given_up is not None and given_up.is_set()):
                     raise
-        runs = sorted(started.run_id for started in answer.runs)
-        self._write(
-            {"id": event_id, "name": name, "data": data, "runs": runs, "is_duplicate": answer.duplicate, "at": time.time()}
-        )
-        return answer
+        for (name, data, event_id), answer in zip(events, answers, strict=True):
+            runs = sorted(started.run_id for started in answer.runs)
+            self._write(
+                {"id": event_id, "name": name, "data": data, "runs": runs, "is_duplicate": answer.duplicate, "at": time.time()}
+            )
+        return answers
 
     def _write(self, words: dict[str, Any]) -> None:
         with self._lock, open(self._log, "a") as log:

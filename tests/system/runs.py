@@ -14,6 +14,12 @@ def start_run(system: System, name: str, data: object, event_id: str) -> str:
     return started.run_id
 
 
+def start_many(system: System, name: str, data: list[dict[str, Any]], prefix: str, *, engine: int = 0) -> list[str]:
+    """Send events in one message, each of which starts one run; their ids, in order."""
+    events = [(name, each, f"{prefix}-{number}") for number, each in enumerate(data)]
+    return [started.run_id for answer in system.client(engine).send_many_logged(events) for started in answer.runs]
+
+
 def body_starts(system: System, run_id: str, step_id: str | None = None) -> list[Line]:
     """When and where bodies of the run started, of one step or of all."""
     return [

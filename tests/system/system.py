@@ -27,7 +27,7 @@ from engine.store.postgres_home import choose_home
 from engine.store.postgres_settings import PORT
 from engine.store.socket_dir import socket_dir_for
 from engine.transport.api_client import ApiClient, path_of
-from tests.system import sql, witness_log
+from tests.system import call_log, sql, witness_log
 from tests.system.fault_proxy import FaultProxy, open_proxy
 from tests.system.logged_client import LoggedClient, read_client_log
 from tests.system.processes import _BASE, ROOT, Process, Processes, free_ports, wait_until
@@ -147,6 +147,10 @@ class System:
 
     def witness(self) -> list[witness_log.Line]:
         return witness_log.read(self.witness_file)
+
+    def calls(self) -> list[call_log.ReceivedCall]:
+        """The calls that the witness app got."""
+        return call_log.read(self.witness_file)
 
     def acknowledged(self) -> list[dict[str, Any]]:
         return read_client_log(self.client_log)

@@ -1,4 +1,5 @@
-"""The witness: lines that step bodies append to a file and fsync when they start and when they end, outside of any database.
+"""The witness: lines that step bodies append to a file and fsync when they start and when they end, outside of any database; and lines
+of handlers, between steps.
 
 `write` is for the app, `read` for tests. A line that was cut by a kill is no line.
 """
@@ -21,7 +22,9 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A body started or ended. `key` is the concurrency key of its run, `is_ok` whether the body returned."""
+    """A body started or ended, or a handler went on (`what` "line") with the result of `step_id`. `key` is the concurrency key of
+    its run, `is_ok` whether the body returned.
+    """
 
     what: str
     run_id: str
@@ -50,6 +53,15 @@ def witnessed(function: str, key: str = "") -> Iterator[None]:
         is_ok = True
     finally:
         write({"what": "end", **words, "is_ok": is_ok})
+
+
+def went_on(step: Any, step_id: str, function: str) -> None:
+    """Write that the handler has the result of this step and goes on. Called by handlers, again in each replay."""
+    # The tools of a handler do not tell it which lease it runs under; the checker must know.
+    invocation = step._execution.invocation
+    words = {"run_id": invocation.run_id, "step_id": step_id, "attempt": 0, "generation": invocation.generation,
+             "pid": os.getpid(), "function": function, "key": ""}  # fmt: skip
+    write({"what": "line", **words, "is_ok": True})
 
 
 def write(words: dict[str, Any]) -> None:

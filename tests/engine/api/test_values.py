@@ -67,11 +67,15 @@ async def test_values_come_back_byte_for_byte_under_their_references(api: Api) -
 async def test_a_step_with_a_reference_has_the_data_in_the_memo_and_the_value_is_gone(api: Api) -> None:
     lease = await leased(api)
     [ref] = await store(api, lease.run_id, {"n": 1})
+    resolved = []
     for _ in range(2):
         # The second is the same message once more.
         reply = await api.report(str(lease.run_id), lease.generation, step_with_ref("a", ref))
         [answer] = reply.json["entries"]
         assert answer["status"] == "ok", answer
+        resolved.append(answer["resolved"][0])
+    # The app has the value itself, and learns under which reference it will meet it.
+    assert (resolved[0]["ref"], resolved[0]["bytes"]) == (f"m:{lease.run_id}:1", 8) and "data" not in resolved[0]
     assert await memo(api, lease.run_id) == {"a": '{"n": 1}'}
     assert await script(api, "SELECT count(*) FROM stored_value") == 0
     reply = await ask(api, lease.run_id, fetch=[f"m:{lease.run_id}:1"])

@@ -6,6 +6,7 @@ last run, by the database. `--runs-in-flight` is what the engine may have open; 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,10 @@ from benchmarks.database_eye import DatabaseEye
 from benchmarks.lean_client import LeanConnection, events_body, new_events
 from benchmarks.sizes import Sizes
 
-PLACES = (1, 64, 512)
-# The system with this many places also shows how long one run takes.
-LATENCY_PLACES = 64
+# How many runs of the app may be in flight; 896 is what an engine with default settings gives one app.
+IN_FLIGHT = (1, 64, 512, 896)
+# The system with this many also shows how long one run takes.
+LATENCY_IN_FLIGHT = 64
 EVENTS_PER_POST = 100
 RUNS_MIN, RUNS_MAX = 100, 30_000
 STEPS = 3
@@ -32,21 +34,26 @@ SELECT count(*) FILTER (WHERE status = 'completed') AS completed, count(*) AS en
 
 
 def measure(sizes: Sizes) -> dict[str, float]:
-    """Bulk with each number of places, each on a system of its own; latency at rest on one of them."""
+    """Bulk with each number in flight, each on a system of its own; latency at rest on one of them."""
     numbers: dict[str, float] = {}
-    for places in PLACES:
-        with open_system(runs_in_flight=places) as system, system.open_eye() as eye:
+    for at_once in IN_FLIGHT:
+        with open_system(runs_in_flight=_places(at_once)) as system, system.open_eye() as eye:
             connection = system.connect()
             # The second round is the first with everything warm, and tells how many runs fill the time.
             _bulk(system, eye, connection, 60)
-            warm = _bulk(system, eye, connection, 60 if places == 1 else 600)
-            if places == LATENCY_PLACES:
+            warm = _bulk(system, eye, connection, 60 if at_once == 1 else 2_500)
+            if at_once == LATENCY_IN_FLIGHT:
                 numbers |= {f"three_steps.{name}": value for name, value in _at_rest(system, eye, connection, sizes).items()}
             runs = min(max(int(warm["runs_per_second"] * sizes.bulk_seconds), RUNS_MIN), RUNS_MAX)
             bulk = _bulk(system, eye, connection, runs)
-            numbers |= {f"three_steps.places_{places}.{name}": value for name, value in bulk.items()}
+            numbers |= {f"three_steps.in_flight_{at_once}.{name}": value for name, value in bulk.items()}
             connection.close()
     return numbers
+
+
+def _places(at_once: int) -> int:
+    """The places that an engine needs so that one app gets this many of them: it keeps an eighth for others."""
+    return at_once if at_once == 1 else math.ceil(at_once * 8 / 7)
 
 
 def _bulk(system: BenchSystem, eye: DatabaseEye, connection: LeanConnection, runs: int) -> dict[str, float]:

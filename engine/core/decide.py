@@ -330,6 +330,9 @@ class _Report:
                 next_state = Delayed(delay) if delay > 0 else Ready()
             elif self.open_waits:
                 next_state = Waiting()
+            elif any(not memo.is_abandoned for memo in self.memo):
+                # Its own results are all that is new; with nothing else to wait for the handler must get them.
+                next_state = Ready()
             else:
                 failed = _function_failed(
                     _with(self.run, counters),

@@ -23,7 +23,8 @@ from durable.http_exchange import Address, ConnectionWasClosed, ExchangeFailed, 
 from durable.keys import Settings
 from durable.signed_requests import SignedRequest, read_answer, sign_request
 from durable.sync_connections import SyncConnection
-from durable.wire import Alive, AliveRun, AliveRunAnswer, WireFault, decode_alive_answer, encode
+from durable.wire import Alive, AliveRun, AliveRunAnswer
+from durable.wire_codec import WireFault, decode_alive_answer, encode
 
 logger: Final = logging.getLogger("durable")
 
@@ -100,20 +101,27 @@ class AliveKeeper:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._keep, name="durable-alive", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._keep, name="durable-alive", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no thread can be had now; the next invocation tries again
+                    logger.warning("leases are not kept beyond those of the calls: %s", error)
+                else:
+                    self._thread = thread
 
     def _forget_parent(self) -> None:
         """After a fork: the parent's runs and its thread are not here."""
         self._lock = threading.Lock()
-        self._pid, self._held, self._thread = os.getpid(), {}, None
+        # In this order: another thread of the child may come next.
+        self._held, self._thread, self._pid = {}, None, os.getpid()
 
     def _keep(self) -> None:
-        polls = _Polls(self._read_settings)
+        polls = None
         used_at = time.monotonic()
         try:
             while True:
                 try:
+                    polls = polls or _Polls(self._read_settings)  # no file descriptor may be left for it
                     polls.look(list(self._held))
                 except Exception:
                     logger.exception("the leases of this process could not be kept; it is tried again")
@@ -124,7 +132,8 @@ class AliveKeeper:
                 elif now - used_at >= LINGER_SECONDS and self._is_left():
                     return
         finally:
-            polls.close()
+            if polls is not None:
+                polls.close()
 
     def _is_left(self) -> bool:
         with self._lock:
@@ -275,7 +284,8 @@ class _Polls:
                 logger.debug("a loop has ended before it could hear of its runs: %r", error)
 
     def _note_failure(self, error: Exception) -> None:
-        if isinstance(error, Refused):
+        # Other words than the engine's come from what stands before it while it is away: a proxy without a route, for example.
+        if isinstance(error, Refused) and not error.code.startswith("http_"):
             is_unknown = error.status in (404, 405)
             pause_seconds = UNKNOWN_PAUSE_SECONDS if is_unknown else REFUSED_PAUSE_SECONDS
             if not is_unknown:

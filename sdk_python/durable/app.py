@@ -26,10 +26,8 @@ from durable.wire import (
     Manifest,
     Sdk,
     SyncAnswer,
-    decode_events_answer,
-    decode_start_answer,
-    decode_sync_answer,
 )
+from durable.wire_codec import decode_events_answer, decode_start_answer, decode_sync_answer
 
 if TYPE_CHECKING:
     from durable.http_asgi import AsgiApp

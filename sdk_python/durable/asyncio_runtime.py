@@ -263,7 +263,7 @@ class AsyncioHost:
         self._outside.discard(task)
         self._in_steps.add(task)
         try:
-            outcome = await reply.future
+            outcome = await reply
         except asyncio.CancelledError:
             instead = self._execution.cancelled(step)
             if instead is not None:
@@ -277,8 +277,8 @@ class AsyncioHost:
             raise outcome.error
         return outcome.value
 
-    def delivered(self, task: "asyncio.Task[Any]") -> None:
-        """The step of this task has its result: it is not idle, though it has not run yet."""
+    def woken(self, task: "asyncio.Task[Any]") -> None:
+        """The await of this task's step is over: it is not idle, though it has not run yet."""
         self._moves += 1
         self._in_steps.discard(task)
         self._outside.add(task)
@@ -387,18 +387,24 @@ class AsyncioHost:
                 task.cancel()
 
 
-class AsyncioReply:
-    """See `runtime.Reply`."""
+class AsyncioReply(asyncio.Future[Outcome]):
+    """See `runtime.Reply`. The handler's task awaits it, so that a cancellation of that task is known at once."""
 
     def __init__(self, host: AsyncioHost, task: "asyncio.Task[Any]") -> None:
-        self.future: asyncio.Future[Outcome] = task.get_loop().create_future()
+        super().__init__(loop=task.get_loop())
         self._host = host
         self._task = task
 
     def deliver(self, outcome: Outcome) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
-            self._host.delivered(self._task)
+        if not self.done():
+            self.set_result(outcome)
+            self._host.woken(self._task)
+
+    def cancel(self, msg: Any = None) -> bool:
+        is_cancelled = super().cancel(msg)
+        if is_cancelled:
+            self._host.woken(self._task)
+        return is_cancelled
 
 
 def _set_result(future: "asyncio.Future[Any]", value: Any) -> None:

@@ -121,11 +121,10 @@ class Execution:
                 continue
             if self._must_stop():
                 break
-            if self._is_quiet():
-                if await self._is_parked():
-                    break
-            else:
+            if not self._is_quiet():
                 await self._signal.wait(self._next_due_at())
+            elif await self._is_parked():
+                break
         return await self._end()
 
     def _must_stop(self) -> bool:
@@ -163,8 +162,7 @@ class Execution:
         except Exception as error:
             self._breakage = error
             is_at_work = True
-        steps = self._steps
-        if is_at_work or not steps.busy_count or steps.waiting_count or steps.backing_off:
+        if is_at_work or not self._steps.busy_count or self._steps.waiting_count or self._steps.backing_off:
             self._signal.set()
 
     def stop(self) -> None:
@@ -234,10 +232,8 @@ class Execution:
     async def _fetch_wanted(self, fetched: FetchedValues) -> None:
         try:
             await fetched.fetch()
-        except EngineUnreachable as error:
-            self._cut_off(error)
         except Exception as error:
-            self._breakage = error
+            self._break_off(error)
         self._is_fetching = False
         self._nudge()
 
@@ -267,10 +263,8 @@ class Execution:
         if self._values is not None and isinstance(op, StepOp) and self._steps.is_running(step):
             try:
                 op = await store_result(self._values, self.invocation.run_id, op)
-            except EngineUnreachable as error:
-                self._cut_off(error)
             except Exception as error:
-                self._breakage = error
+                self._break_off(error)
         self._scope.ended(step.job)
         if not self._steps.is_running(step):
             return  # given up meanwhile, nobody wants the result
@@ -303,13 +297,12 @@ class Execution:
             self._send()
 
     def _send(self) -> None:
-        invocation = self.invocation
         ops = self._outbox.take()
         self._needs_news = False
         self._sent_at = now = time.monotonic()
         self._lease.note_asked(now)
         try:
-            entry = CheckpointEntry(invocation.run_id, invocation.generation, self._memo.known, ops)
+            entry = CheckpointEntry(self.invocation.run_id, self.invocation.generation, self._memo.known, ops)
             self._sender.submit_soon(entry, self._lease.checkpoint_deadline(now), self._take_reply)
         except Exception as error:
             self._breakage = error
@@ -318,17 +311,21 @@ class Execution:
         """What came of the checkpoint that is in flight."""
         if self.has_ended:
             return
-        if isinstance(reply, EntryAnswer):
+        try:
+            if isinstance(reply, Exception):
+                raise reply
             self._take_answer(reply)
-        elif isinstance(reply, EngineUnreachable):
-            self._cut_off(reply)
-        else:
-            self._breakage = reply
+        except Exception as error:
+            self._break_off(error)
         self._nudge()
 
-    def _cut_off(self, error: EngineUnreachable) -> None:
-        logger.warning("run %s: %s; the results travel in the reply instead", self.invocation.run_id, error)
-        self._is_cut_off = True
+    def _break_off(self, error: Exception) -> None:
+        """The engine is away, or something broke that the caller must hear of: the invocation ends."""
+        if isinstance(error, EngineUnreachable):
+            logger.warning("run %s: %s; the results travel in the reply instead", self.invocation.run_id, error)
+            self._is_cut_off = True
+        else:
+            self._breakage = error
 
     def _take_answer(self, answer: EntryAnswer) -> None:
         ops, self._outbox.in_flight = self._outbox.in_flight or [], None
@@ -360,7 +357,10 @@ class Execution:
             if answer.lease_seconds is not UNSET:
                 self._lease.renew(now, answer.lease_seconds)
             self._lease.note_asked(now)
-            self._steps.take_resolved(answer.resolved)
+            try:
+                self._steps.take_resolved(answer.resolved)
+            except Exception as error:
+                self._break_off(error)
         else:
             self._give_up()
         self._nudge()

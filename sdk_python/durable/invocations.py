@@ -131,7 +131,7 @@ class Serving:
         try:
             ended = await self._end_of(invocation, received_at)
             is_said = lines.put(ended)
-            if not is_said and ended is not None:
+            if not is_said:
                 is_said = True
                 await self._send_end(ended)
         finally:
@@ -143,7 +143,7 @@ class Serving:
                 self._became_idle = anyio.Event()
             self._leave()
 
-    async def _end_of(self, invocation: Invocation, received_at: float) -> Ended | None:
+    async def _end_of(self, invocation: Invocation, received_at: float) -> Ended:
         function = self._app.functions.get(invocation.function)
         if function is None:
             logger.warning("the engine asked for the function %.128r, which this app does not have", invocation.function)
@@ -156,7 +156,7 @@ class Serving:
             held.append(self._app.alive.hold(execution, invocation.lease_seconds, self._open.call_soon))
 
         try:
-            return await run_invocation(
+            ended = await run_invocation(
                 function,
                 invocation,
                 self._open.sender,
@@ -165,6 +165,8 @@ class Serving:
                 values=self._open.values,
                 on_started=hold,
             )
+            # Stale or cancelled: there is nothing to say but that its place is free, which in a shared call nobody else could tell.
+            return ended or Ended(invocation.run_id, invocation.generation, 0, [])
         except Exception as error:
             # A bug of the SDK: the engine must still hear an end, or the run would wait for its lease.
             logger.exception("run %s, function %s: the invocation broke", invocation.run_id, invocation.function)

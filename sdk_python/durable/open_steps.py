@@ -17,6 +17,9 @@ from durable.open_step import OpenStep, StepState
 from durable.outbox import Outbox
 from durable.wire import EntryAnswer, Invocation, MemoEntry, Op, Retry, SendEventsOp, StepErrorOp, StepOp
 
+OPEN_SECONDS_MIN: Final = 0.001
+"""What the engine is told of a body beyond its timeout: 0 would mean that none runs."""
+
 logger: Final = logging.getLogger("durable")
 
 
@@ -104,7 +107,8 @@ class OpenSteps:
     def open_seconds(self, now: float) -> float:
         """How much longer the running bodies may take by their timeouts; 0 when none runs. Any thread may ask."""
         ends = [step.body_ends_at for step in list(self.open.values()) if step.state is StepState.RUNNING]
-        return max(max(ends, default=now) - now, 0.0)
+        # A body beyond its timeout (its loop is blocked) still runs, but keeps no lease.
+        return max(max(ends) - now, OPEN_SECONDS_MIN) if ends else 0.0
 
     def report(self, step: OpenStep, op: StepOp | StepErrorOp) -> None:
         """Its body has ended."""

@@ -11,7 +11,17 @@ from msgspec import Raw
 from durable.function import Function, check_function_id
 from durable.json_text import encode_result
 from durable.triggers import check_event_name, has_control
-from durable.wire import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, EventIn, Events, Manifest, Start, Sync, Workspace, encode
+from durable.wire import (
+    EVENT_BYTES_MAX,
+    EVENTS_PER_MESSAGE_MAX,
+    EventIn,
+    Events,
+    Manifest,
+    Start,
+    Sync,
+    Workspace,
+)
+from durable.wire_codec import encode
 
 EventWords: TypeAlias = Mapping[str, Any]
 RESERVED_PREFIX: Final = "durable."

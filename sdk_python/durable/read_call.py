@@ -25,11 +25,9 @@ from durable.wire import (
     ManifestQuestion,
     Started,
     UnknownFunctionOp,
-    WireFault,
     WireRefusal,
-    decode_call,
-    encode,
 )
+from durable.wire_codec import WireFault, decode_call, encode
 
 if TYPE_CHECKING:
     from durable.app import App

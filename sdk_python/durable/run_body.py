@@ -3,6 +3,7 @@
 It knows nothing of the run and sends no op: whether anybody still wants it is the executor's to say.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,11 +13,14 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from durable.error_words import error_words, is_retriable, retry_after_of
+from durable.errors import Refused
 from durable.json_text import encode_and_read_back
 from durable.open_step import Body, OpenStep
 from durable.runtime import Scope
 from durable.values import Values
 from durable.wire import StepErrorOp, StepOp
+
+logger: Final = logging.getLogger("durable")
 
 REF_BYTES_MIN: Final = 64 << 10
 """Results from here on travel by reference."""
@@ -57,7 +61,13 @@ async def run_body(
 
 
 async def store_result(values: Values, run_id: str, op: StepOp) -> StepOp:
-    """The op with a reference in place of a large result, which is stored first. Raises what `Values.store` does."""
+    """The op with a reference in place of a large result, which is stored first; unchanged when the engine refuses to store it,
+    as one does that knows no references. Raises what else `Values.store` does.
+    """
     if not isinstance(op.data, Raw) or len(op.data) < REF_BYTES_MIN:
         return op
-    return replace(op, data=UNSET, ref=await values.store(run_id, op.data))
+    try:
+        return replace(op, data=UNSET, ref=await values.store(run_id, op.data))
+    except Refused as refused:
+        logger.warning("run %s: the large result of step %r travels whole: %s", run_id, op.id, refused)
+        return op

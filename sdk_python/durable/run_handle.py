@@ -11,7 +11,8 @@ from msgspec import UNSET
 
 from durable.errors import ResultNotReady, RunCancelled, RunFailed
 from durable.json_text import decode
-from durable.wire import Result, ResultAnswer, WireFault, decode_error, decode_result_answer, encode
+from durable.wire import Result, ResultAnswer
+from durable.wire_codec import WireFault, decode_error, decode_result_answer, encode
 
 if TYPE_CHECKING:
     from durable.app import App

@@ -15,7 +15,8 @@ import anyio
 
 from durable.errors import EngineUnreachable, Refused
 from durable.runtime import Signal, current_runtime
-from durable.wire import CheckpointEntry, EntryAnswer, WireFault, WireRefusal, Workspace, decode_checkpoint_answer, encode
+from durable.wire import CheckpointEntry, EntryAnswer, WireRefusal, Workspace
+from durable.wire_codec import WireFault, decode_checkpoint_answer, encode
 
 logger: Final = logging.getLogger("durable")
 
@@ -23,7 +24,7 @@ ENTRIES_MAX: Final = 500
 MESSAGE_BYTES_MAX: Final = 4 << 20
 """A message is larger only when a single entry is."""
 
-LANES: Final = 2
+LANES: Final = 1
 """Requests that may be under way at the same time."""
 
 PAUSE_SECONDS_MIN: Final = 0.1

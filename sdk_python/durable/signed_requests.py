@@ -13,7 +13,7 @@ from durable.errors import EngineUnreachable, Refused
 from durable.keys import Settings
 from durable.signing import SignatureRefused, new_message_id, reply_id, sign, verify
 from durable.version import VERSION
-from durable.wire import WireFault, decode_refusal
+from durable.wire_codec import WireFault, decode_refusal
 
 # Statuses that say nothing about the message: it may be taken a moment later.
 BUSY_STATUSES: Final = frozenset({429, 502, 503, 504})

@@ -26,7 +26,8 @@ from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.sender import OnAnswer
 from durable.testing_engine import EngineRun, EvaluateIf, ExpressionNotEvaluated
-from durable.wire import CheckpointEntry, ErrorWords, EventIn, WireEvent, decode_error
+from durable.wire import CheckpointEntry, ErrorWords, EventIn, WireEvent
+from durable.wire_codec import decode_error
 
 T = TypeVar("T")
 Status: TypeAlias = Literal["waiting", "completed", "failed", "cancelled"]

@@ -36,8 +36,8 @@ from durable.wire import (
     WireEvent,
     WireRefusal,
     YieldOp,
-    encode,
 )
+from durable.wire_codec import encode
 
 LEASE_SECONDS: Final = 30.0
 State: TypeAlias = Literal["ready", "waiting", "completed", "failed", "cancelled"]

@@ -16,7 +16,8 @@ from msgspec import Raw
 
 from durable.errors import EngineUnreachable, Refused
 from durable.wire import Values as ValuesMessage
-from durable.wire import WireFault, Workspace, decode_values_answer, encode
+from durable.wire import Workspace
+from durable.wire_codec import WireFault, decode_values_answer, encode
 
 CACHE_BYTES_MAX: Final = 64 << 20
 REFS_PER_MESSAGE_MAX: Final = 1_000

@@ -1,22 +1,17 @@
-"""The messages of the wire protocol as structs, and the decoders and the encoder between them and bytes.
+"""The messages of the wire protocol as structs; `wire_codec` has the way between them and bytes.
 
-Shapes only: signatures are verified before, by `signing`; what the ops mean is the executor's. Payloads (`data`,
+Shapes only: what the ops mean is the executor's. Payloads (`data`,
 `error`, `output`) are `msgspec.Raw`, the JSON as it came. A Raw is a view of the whole message, which therefore
 stays in memory; `bytes(raw)` copies.
 """
 
 from datetime import datetime
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias
 
-import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
-
-from durable.errors import DurableError
 
 Kind: TypeAlias = Literal["step", "sleep", "wait_for_event", "send_events"]
 MatchValue: TypeAlias = str | int | float | bool | None
-
-M = TypeVar("M")
 
 PROTOCOL_VERSION: Final = 1
 BODY_BYTES_MAX: Final = 64 << 20
@@ -25,12 +20,6 @@ STEP_RESULT_BYTES_MAX: Final = 4 << 20
 ERROR_BYTES_MAX: Final = 64 << 10
 EVENTS_PER_MESSAGE_MAX: Final = 1_000
 ENTRIES_PER_MESSAGE_MAX: Final = 1_000
-
-
-class WireFault(DurableError, ValueError):
-    """The bytes are not the message that belongs here: engine and SDK are too far apart in age. Nothing of it was used."""
-
-    code: str = "bad_message"
 
 
 # Used in both directions.
@@ -434,77 +423,3 @@ class ResultAnswer(Struct, frozen=True, tag_field="type", tag="result"):
 class SyncAnswer(Struct, frozen=True, tag_field="type", tag="sync"):
     functions: int
     changed: bool
-
-
-_ENCODER: Final = msgspec.json.Encoder()
-_CALLS: Final[msgspec.json.Decoder[ManifestQuestion | Invoke]] = msgspec.json.Decoder(ManifestQuestion | Invoke)
-_CHECKPOINT_ANSWERS: Final = msgspec.json.Decoder(CheckpointAnswer)
-_EVENTS_ANSWERS: Final = msgspec.json.Decoder(EventsAnswer)
-_START_ANSWERS: Final = msgspec.json.Decoder(StartAnswer)
-_RESULT_ANSWERS: Final = msgspec.json.Decoder(ResultAnswer)
-_SYNC_ANSWERS: Final = msgspec.json.Decoder(SyncAnswer)
-_ALIVE_ANSWERS: Final = msgspec.json.Decoder(AliveAnswer)
-_VALUES_ANSWERS: Final = msgspec.json.Decoder(ValuesAnswer)
-_REFUSALS: Final = msgspec.json.Decoder(WireRefusal)
-_ERRORS: Final = msgspec.json.Decoder(ErrorWords)
-_LINES: Final[msgspec.json.Decoder[Started | Ended]] = msgspec.json.Decoder(Started | Ended)
-
-
-def encode(message: Struct) -> bytes:
-    """The bytes of a message: compact, on one line unless a payload holds newlines, payloads as they were given."""
-    return _ENCODER.encode(message)
-
-
-def decode_call(raw: bytes) -> ManifestQuestion | Invoke:
-    """What the engine asks at the serve URL."""
-    return _decode(_CALLS, raw)
-
-
-def decode_checkpoint_answer(raw: bytes) -> CheckpointAnswer:
-    return _decode(_CHECKPOINT_ANSWERS, raw)
-
-
-def decode_events_answer(raw: bytes) -> EventsAnswer:
-    return _decode(_EVENTS_ANSWERS, raw)
-
-
-def decode_start_answer(raw: bytes) -> StartAnswer:
-    return _decode(_START_ANSWERS, raw)
-
-
-def decode_result_answer(raw: bytes) -> ResultAnswer:
-    return _decode(_RESULT_ANSWERS, raw)
-
-
-def decode_sync_answer(raw: bytes) -> SyncAnswer:
-    return _decode(_SYNC_ANSWERS, raw)
-
-
-def decode_alive_answer(raw: bytes) -> AliveAnswer:
-    return _decode(_ALIVE_ANSWERS, raw)
-
-
-def decode_values_answer(raw: bytes) -> ValuesAnswer:
-    return _decode(_VALUES_ANSWERS, raw)
-
-
-def decode_refusal(raw: bytes) -> WireRefusal:
-    """The body of a 4xx or 5xx."""
-    return _decode(_REFUSALS, raw)
-
-
-def decode_error(raw: bytes | Raw) -> ErrorWords:
-    """The name, message, stack and code inside of an `error` payload."""
-    return _decode(_ERRORS, raw)
-
-
-def decode_line(raw: bytes) -> Started | Ended:
-    """One line of a streamed reply, its signature taken off."""
-    return _decode(_LINES, raw)
-
-
-def _decode(decoder: "msgspec.json.Decoder[M]", raw: bytes | Raw) -> M:
-    try:
-        return decoder.decode(raw)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as fault:
-        raise WireFault(f"The message can not be read: {fault}.") from None

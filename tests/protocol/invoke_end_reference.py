@@ -16,7 +16,11 @@ def run_after(before: dict[str, Any], known: int, ops: list[dict[str, Any]]) -> 
     }
     for op in ops:
         _apply(run, op, before)
-    news = before["position"] + len(run["memo"]) > known
+    # Results of steps in this very message count as told, unless nothing else is left to wait for.
+    told = [op["id"] for op in ops if op["op"] == "step"]
+    news = before["position"] + len(run["memo"]) - len(told) > known or (
+        bool(told) and not run["retries"] and not run["open_waits"]
+    )
     return run | _next_state(run, ops[-1] if ops else {"op": None}, before, news)
 
 

@@ -4,7 +4,6 @@ It checks every byte that the SDK sends with the engine's own decoders and signa
 real engine would refuse fails here too. It is simple where the SDK can not see it: one thread a run, everything in memory, no limits.
 """
 
-import itertools
 import json
 import threading
 import time
@@ -12,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -20,6 +19,7 @@ import msgspec
 
 from protocol import messages, signing
 from protocol.manifest import Workspace
+from tests.sdk_python.fake_http import Handler, lines_of
 from tests.sdk_python.fake_run import FakeRun, Json
 
 KEY_TEXT = "whsec_hn4ssE9aBNy9WSUBpej+nOqvylAlVibKc2wTgEJTC6Q="
@@ -56,7 +56,7 @@ class FakeEngine:
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"engine": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"engine": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -106,7 +106,6 @@ class FakeEngine:
             self._changed.notify_all()
 
     def post_event(self, name: str, data: Any = None) -> None:
-        """An event from elsewhere."""
         with self._changed:
             self._take_event({"id": str(uuid.uuid4()), "name": name, "data": data})
 
@@ -176,7 +175,7 @@ class FakeEngine:
             try:
                 self.invoke(body)
             except Exception as error:
-                self._fault(f"invoke of {run.function}: {error!r}")
+                self.fault(f"invoke of {run.function}: {error!r}")
                 return
 
     def invoke(self, body: bytes) -> None:
@@ -190,7 +189,7 @@ class FakeEngine:
                 assert response.headers["content-type"] == LINES_TYPE
                 assert response.headers["cache-control"] == "no-transform"
                 assert "content-encoding" not in response.headers
-                for line in _lines(response):
+                for line in lines_of(response):
                     self._take_line(signing.verify_line(self.keys, request_id, line, time.time()))
 
     def _take_line(self, text: bytes) -> None:
@@ -203,6 +202,9 @@ class FakeEngine:
             if line.generation == run.generation and run.is_leased and not run.has_ended:
                 self._apply(run, line.ops)
                 self._end(run, line.ops, line.known, "reply")
+            elif not line.ops:
+                run.ends.append("nothing said")
+                self._changed.notify_all()
 
     def _invocation(self, run: FakeRun) -> Json:
         now = time.monotonic()
@@ -290,9 +292,7 @@ class FakeEngine:
                     run.waits.setdefault(op.id, wait)
                 case messages.SendEvents():
                     if run.find(op.id) is None:
-                        events = [
-                            {"id": str(uuid.uuid4()), "name": event.name, "data": _value(event.data)} for event in op.events
-                        ]
+                        events = [{"id": str(uuid.uuid4()), "name": e.name, "data": _value(e.data)} for e in op.events]
                         for event in events:
                             self._take_event(event)
                         run.remember(op.id, "send_events", data={"ids": [event["id"] for event in events]})
@@ -449,11 +449,8 @@ class FakeEngine:
             if request_id in self._seen_ids or headers.get("durable-workspace") != str(self.workspace):
                 raise signing.SignatureError("replayed", "The id was seen before, or the workspace is another.")
         except signing.SignatureError as error:
-            return (
-                401,
-                {},
-                json.dumps({"code": "bad_signature", "message": str(error), "hint": "Check DURABLE_SIGNING_KEY."}).encode(),
-            )
+            words = {"code": "bad_signature", "message": str(error), "hint": "Check DURABLE_SIGNING_KEY."}
+            return 401, {}, json.dumps(words).encode()
         self._seen_ids.add(request_id)
         routes = {
             ("POST", "/v1/checkpoint"): self.take_checkpoint,
@@ -468,7 +465,7 @@ class FakeEngine:
         try:
             answer = json.dumps(routes[method, path](raw)).encode()
         except messages.MessageRefused as refused:
-            self._fault(f"{path}: {refused.code} {refused.message}")
+            self.fault(f"{path}: {refused.code} {refused.message}")
             status, answer = 400, json.dumps({"code": refused.code, "message": refused.message, "place": refused.place}).encode()
         reply_id, now = signing.reply_id(request_id), int(time.time())
         signed = {
@@ -478,50 +475,11 @@ class FakeEngine:
         }
         return status, signed, answer
 
-    def _fault(self, words: str) -> None:
+    def fault(self, words: str) -> None:
         with self._changed:
             if not self._stopping.is_set():
                 self.faults.append(words)
             self._changed.notify_all()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    engine: FakeEngine
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers["content-length"]))
-        try:
-            status, headers, body = self.engine.answer(self.command, self.path, self.headers, raw)
-        except Exception as error:
-            self.engine._fault(f"{self.path}: {error!r}")
-            raise
-        if self.engine.disturb:
-            status, headers, body = self.engine.disturb.pop(0)(status, headers, body)
-        if status == 0:
-            self.close_connection = True
-            return
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_PUT = do_POST
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
-
-def _lines(response: httpx.Response) -> Iterator[bytes]:
-    rest = b""
-    for chunk in itertools.chain(response.iter_raw(), [b""]):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from filter(None, lines)
-    assert not rest, "the reply ends in the middle of a line"
 
 
 def _value(payload: msgspec.Raw) -> Any:

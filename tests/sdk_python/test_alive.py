@@ -146,7 +146,7 @@ def test_short_invocations_are_not_worth_a_poll(engine: FakeEngine) -> None:
 
 def test_an_engine_that_does_not_know_the_message_is_asked_once(engine: FakeEngine) -> None:
     gate = Gate()
-    engine.disturb = [lambda *_: (404, {}, b"{}")]
+    engine.disturb = [lambda *_: (404, {}, b'{"code":"not_found","message":"There is nothing here."}')]
     with uvicorn_server(gate.app.asgi()) as engine.app_url:
         run = create(engine, "block", "a")
         engine.wait_until(lambda: polled(engine, run) == 1)
@@ -159,9 +159,41 @@ def test_an_engine_that_does_not_know_the_message_is_asked_once(engine: FakeEngi
 def test_a_lost_answer_is_followed_by_another_poll(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alive, "PAUSE_SECONDS_MIN", 0.01)
     gate = Gate()
-    engine.disturb = [lambda *_: (0, {}, b""), lambda *_: (503, {}, b"{}")]
+    # The last is what a proxy says that has no route to the engine for a moment.
+    engine.disturb = [lambda *_: (0, {}, b""), lambda *_: (503, {}, b"{}"), lambda *_: (404, {}, b"404 page not found")]
     with uvicorn_server(gate.app.asgi()) as engine.app_url:
         run = create(engine, "block", "a")
-        engine.wait_until(lambda: polled(engine, run) >= 3)
+        engine.wait_until(lambda: polled(engine, run) >= 4)
         gate.release.set()
         engine.wait_for_end(run)
+
+
+def test_what_the_process_lacks_for_a_moment_is_tried_again(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread for the first invocation, then a file descriptor for the second one's."""
+    lacking = ["thread", "descriptor"]
+    start, selector = threading.Thread.start, alive.selectors.DefaultSelector
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if thread.name == "durable-alive" and "thread" in lacking:
+            lacking.remove("thread")
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def open_or_fail() -> Any:
+        if threading.current_thread().name == "durable-alive" and "descriptor" in lacking:
+            lacking.remove("descriptor")
+            raise OSError(24, "Too many open files")
+        return selector()
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    monkeypatch.setattr(alive.selectors, "DefaultSelector", open_or_fail)
+    monkeypatch.setattr(alive, "PAUSE_SECONDS_MAX", 0.01)
+    gate = Gate()
+    with uvicorn_server(gate.app.asgi()) as engine.app_url:
+        first = create(engine, "slow", "a")
+        until(lambda: "a" in gate.entered)
+        second = create(engine, "slow", "b")
+        engine.wait_until(lambda: polled(engine, first) >= 1 and polled(engine, second) >= 1)
+        assert lacking == []
+        gate.release.set()
+        engine.wait_for_end(first), engine.wait_for_end(second)

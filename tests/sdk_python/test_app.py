@@ -19,7 +19,8 @@ from durable import errors, replay_log
 from durable.deployment import read_deployment
 from durable.keys import read_settings
 from durable.outgoing import events_message, start_message, sync_message
-from durable.wire import Workspace, decode_line, encode
+from durable.wire import Workspace
+from durable.wire_codec import decode_line, encode
 from protocol import messages
 from protocol.signing import new_key
 

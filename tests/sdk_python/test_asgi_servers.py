@@ -213,7 +213,7 @@ def test_a_middleware_that_cancels_its_requests_does_not_end_the_invocation(
     assert run.ends == ["checkpoint"]
 
 
-def test_a_cancelled_run_ends_without_a_line_and_the_reply_ends(engine: FakeEngine) -> None:
+def test_a_cancelled_run_ends_with_a_line_that_says_nothing_of_it(engine: FakeEngine) -> None:
     app = durable.App("shop")
     entered, release = threading.Event(), threading.Event()
 
@@ -224,7 +224,8 @@ def test_a_cancelled_run_ends_without_a_line_and_the_reply_ends(engine: FakeEngi
             assert release.wait(20)
             return "done"
 
-        return await step.run("slow", body)
+        await step.run("slow", body)
+        return await step.run("never begun", lambda: 1)
 
     with uvicorn_server(app.asgi()) as url:
         engine.app_url = url
@@ -232,7 +233,7 @@ def test_a_cancelled_run_ends_without_a_line_and_the_reply_ends(engine: FakeEngi
         assert entered.wait(20)
         engine.cancel(run)
         release.set()
-    assert run.status == "cancelled" and run.ends == []
+    assert run.status == "cancelled" and run.ends == ["nothing said"]
 
 
 def test_two_keys_while_they_rotate(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

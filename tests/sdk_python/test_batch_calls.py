@@ -50,6 +50,34 @@ def leased_runs(engine: FakeEngine, function: str, count: int = COUNT) -> list[F
     return runs
 
 
+def test_a_cancelled_run_of_a_call_ends_while_the_others_go_on(engine: FakeEngine) -> None:
+    app = durable.App("shop")
+    release = threading.Event()
+
+    @app.function(trigger=durable.Event("x"))
+    async def wait(event: durable.ReceivedEvent, step: durable.Step) -> Any:
+        def body() -> int:
+            assert event.data["n"] == 1 or release.wait(20)
+            return int(event.data["n"])
+
+        await step.run("first", lambda: None)
+        return await step.run("second", body)
+
+    runs = leased_runs(engine, "wait", 3)
+    engine.cancel(runs[1])
+    with ASGI_SERVERS["uvicorn"](app.asgi()) as url:
+        engine.app_url = url
+        call = threading.Thread(target=engine.invoke, args=(json.dumps(engine.invoke_message(*runs)).encode(),))
+        call.start()
+        engine.wait_until(lambda: runs[1].ends == ["nothing said"])
+        assert not runs[0].has_ended and not runs[2].has_ended and call.is_alive()
+        release.set()
+        for run in (runs[0], runs[2]):
+            engine.wait_for_end(run)
+        call.join(20)
+    assert [run.output for run in runs] == [0, None, 2]
+
+
 def counting_app() -> durable.App:
     app = durable.App("shop")
 

@@ -41,6 +41,8 @@ def test_alive_names_the_longest_body_and_brings_results_beside_it(loop: str) ->
             await until(lambda: bool(wire.engine.open_waits))
             run = execution.alive_run(wire_now())
             assert 90 < run.open_seconds <= 100 and (run.generation, run.known) == (1, 0)
+            # As the alive thread of a blocked loop would see it: the body still runs, beyond its timeout.
+            assert 0 < execution.alive_run(wire_now() + 1_000).open_seconds < 1
             await pause()
             wire.engine.take_event(wire.engine.new_event(event_of("x")))
             entry = wire.engine.memo["w"]

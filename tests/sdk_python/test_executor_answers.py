@@ -5,12 +5,8 @@ from typing import Any
 import pytest
 
 from durable.errors import EngineUnreachable
-from durable.wire import (
-    CheckpointEntry,
-    EntryAnswer,
-    MemoEntry,
-    WireRefusal,
-)
+from durable.executor import Execution
+from durable.wire import AliveRunAnswer, CheckpointEntry, EntryAnswer, MemoEntry, WireRefusal
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Raw,
@@ -200,5 +196,31 @@ def test_a_result_that_comes_without_its_data_is_never_taken_for_none(loop: str)
         wire.before = bare
         assert words(await invoke(function_of(racing), wire))[-1] == "yield"
         assert seen == []
+
+    on_loop(loop, main)
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "alive"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_answer_that_can_not_be_taken_ends_the_invocation_with_its_error(loop: str, way: str) -> None:
+    """Else it would wait for ever, with a lease that is kept for it."""
+    executions: list[Execution] = []
+
+    async def handler(event: Any, step: Any) -> None:
+        await step.run("a", lambda: 1)
+        await step.run("b", forever)
+
+    async def main() -> None:
+        wire = Wire(new_engine())
+        broken = MemoEntry("a", "1", "step")  # type: ignore[arg-type]  # what no decoder lets through
+
+        async def answer(entry: CheckpointEntry) -> EntryAnswer:
+            if way == "alive":
+                executions[0].take_alive(AliveRunAnswer(entry.run_id, entry.generation, "ok", resolved=[broken]))
+            return EntryAnswer(entry.run_id, entry.generation, "ok", lease_seconds=30.0, resolved=[broken])
+
+        wire.before = answer
+        with pytest.raises((TypeError, ExceptionGroup)):
+            await invoke(function_of(handler), wire, on_started=executions.append)
 
     on_loop(loop, main)

@@ -8,13 +8,7 @@ import pytest
 
 from durable.errors import EngineUnreachable, NonRetriableError, RetryAfterError, StepError
 from durable.step import Step
-from durable.wire import (
-    Backoff,
-    CheckpointEntry,
-    EntryAnswer,
-    StepErrorOp,
-    StepOp,
-)
+from durable.wire import Backoff, CheckpointEntry, EntryAnswer, StepErrorOp, StepOp
 from tests.sdk_python.invocation_bench import (
     LOOPS,
     Raw,

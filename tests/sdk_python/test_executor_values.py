@@ -6,7 +6,7 @@ import pytest
 from msgspec import Raw
 from msgspec.structs import replace
 
-from durable.errors import EngineUnreachable
+from durable.errors import EngineUnreachable, Refused
 from durable.wire import CheckpointEntry, EntryAnswer
 from tests.sdk_python.invocation_bench import (
     LOOPS,
@@ -28,6 +28,7 @@ class FakeValues:
         self.values: dict[str, bytes] = {}
         self.asked: list[list[str]] = []
         self.is_away = False
+        self.is_unknown = False
 
     async def fetch(self, run_id: str, refs: list[str]) -> dict[str, Raw]:
         self.asked.append(refs)
@@ -48,6 +49,8 @@ class FakeValues:
     def _check(self) -> None:
         if self.is_away:
             raise EngineUnreachable("no route")
+        if self.is_unknown:
+            raise Refused("not_found", "There is nothing here.", status=404)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -120,5 +123,21 @@ def test_an_engine_that_is_away_for_values_cuts_the_invocation_off(loop: str, wh
         assert ran == [] and wire.entries == []
         if what == "store":
             assert ended is not None and len(bytes(ended.ops[0].data)) == 70_002  # type: ignore[union-attr]
+
+    on_loop(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_to_an_engine_that_stores_no_values_a_large_result_travels_whole(loop: str) -> None:
+    async def main() -> None:
+        values, wire = FakeValues(), Wire(new_engine())
+        values.is_unknown = True
+
+        async def handler(event: Any, step: Any) -> int:
+            large = await step.run("large", lambda: "x" * 70_000)
+            return len(large) + len(await step.run("small", lambda: "y"))
+
+        assert output(await invoke(function_of(handler), wire, values=values)) == 70_001
+        assert [len(bytes(op.data)) for op in wire.ops[:1]] == [70_002]  # type: ignore[union-attr]
 
     on_loop(loop, main)

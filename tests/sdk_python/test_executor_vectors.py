@@ -23,7 +23,17 @@ from durable.memo import StepIds
 from durable.run_invocation import run_invocation
 from durable.runtime import current_runtime
 from durable.step_id import check_step_id
-from durable.wire import CheckpointEntry, Ended, EntryAnswer, Invocation, MemoEntry, OpenWait, Retry, WireEvent, encode
+from durable.wire import (
+    CheckpointEntry,
+    Ended,
+    EntryAnswer,
+    Invocation,
+    MemoEntry,
+    OpenWait,
+    Retry,
+    WireEvent,
+)
+from durable.wire_codec import encode
 from tests.sdk_python.invocation_bench import LOOPS, RUN_ID, forever, function_of, is_trio, on_loop, until_blocked
 
 VECTORS = Path(__file__).parents[2] / "protocol" / "vectors"

@@ -22,7 +22,7 @@ from engine.store.fire_timers import fire_timers
 from engine.store.group_writer import REQUEUE
 from engine.store.reclaim_leases import reclaim_leases
 from engine.store.register_waits import BACKFILL_PAGE_EVENTS
-from protocol.ops import Complete, Sleep
+from protocol.ops import Complete, Op, Sleep
 from tests.engine.store.world import LEASE_SECONDS, function, make_world, send, stays_blocked, step, step_error, wait
 
 DONE = Complete(Raw(b"1"))
@@ -285,7 +285,10 @@ async def test_a_cancelled_run_that_stood_promoted_gives_its_slot_on(database: D
     assert first == lease.run_id
 
 
-async def test_a_cancelled_run_keeps_its_slot_until_its_invocation_has_ended(database: Database) -> None:
+@pytest.mark.parametrize("last_ops", [(DONE,), ()], ids=["with a result", "with nothing to say"])
+async def test_a_cancelled_run_keeps_its_slot_until_its_invocation_has_ended(
+    database: Database, last_ops: tuple[Op, ...]
+) -> None:
     world = await make_world(database, function("f", "go", limit=1))
     first, second = await world.start(), await world.start()
     [lease] = await world.claim()
@@ -294,7 +297,7 @@ async def test_a_cancelled_run_keeps_its_slot_until_its_invocation_has_ended(dat
     assert (await world.say(lease, step("a"))).status == "cancelled"
     assert await world.memo(first) == []
     await world.assert_sound()
-    assert (await world.say(lease, DONE, ends=True)).status == "cancelled"
+    assert (await world.say(lease, *last_ops, ends=True)).status == "cancelled"
     assert await world.state(second) == "ready"
     await world.assert_sound()
 

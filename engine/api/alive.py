@@ -30,8 +30,6 @@ OPEN_MARGIN_SECONDS: Final = 2.0
 # A lost hint costs at most this. Hints of other engines name no runs: under their load a poll looks this often and no oftener.
 LOOK_SECONDS: Final = 1.5
 LOOK_SECONDS_MIN: Final = 0.05
-# Draining is looked at without the database.
-DRAIN_LOOK_SECONDS: Final = 0.1
 
 
 async def alive(services: Services, caller: Caller, body: bytes) -> AliveAnswer:
@@ -84,21 +82,24 @@ class _Poll:
                 return True
             if now >= look_at:
                 return False
-            with trio.move_on_at(min(self._deadline, look_at, now + DRAIN_LOOK_SECONDS)):
+            with trio.move_on_at(min(self._deadline, look_at)):
                 await hint.wait()
                 look_at = min(look_at, max(looked_at + LOOK_SECONDS_MIN, now))
 
     async def _renew(self) -> RunNews:
         """Renew the leases, and look. Also those of runs about which no look asks any more: only the commit says what is held."""
-        held = self._held(trio.current_time())
+        asked_at = trio.current_time()
+        held = self._held(asked_at)
         self._kept, news = await self._services.transact(
             _keep_alive_and_look, self._workspace_id, held, list(self._looked.values()), self._services.lease_seconds
         )
-        self._kept_at = trio.current_time()
+        # The leases began before the commit, which may have taken long: from here they count a little too short, and never too long.
+        self._kept_at = asked_at
+        passed_seconds = trio.current_time() - asked_at
         crash_point("alive_renewed_before_answer")
         for run_id, kept in self._kept.items():
             if not kept.is_cancelled:
-                self._services.on_alive(run_id, kept.lease_seconds)
+                self._services.on_alive(run_id, kept.lease_seconds - passed_seconds)
         return self._narrowed(news)
 
     async def _look(self) -> RunNews:

@@ -11,14 +11,11 @@ from uuid import UUID
 import trio
 
 from engine.api.services import Services
-from engine.store.hints import Hint
 from engine.store.read_result import RunResult, read_result
 
 # The end that another engine made is found this late. Short at first, because most who wait have just started a short run.
 LOOK_SECONDS_FIRST: Final = 0.05
 LOOK_SECONDS_MAX: Final = 1.0
-# Draining is looked at without the database.
-DRAIN_LOOK_SECONDS: Final = 0.1
 
 
 async def wait_result(services: Services, workspace_id: int, run_id: UUID, wait_seconds: float) -> RunResult | None:
@@ -33,13 +30,7 @@ async def wait_result(services: Services, workspace_id: int, run_id: UUID, wait_
             now = trio.current_time()
             if found is None or found.has_ended or now >= deadline or services.is_draining():
                 return found
-            await _wait_end(services, ended, min(deadline, now + look_seconds))
+            # At the end here, when the engine begins to drain, or when it is time to look again.
+            with trio.move_on_at(min(deadline, now + look_seconds)):
+                await ended.wait()
             look_seconds = min(look_seconds * 2, LOOK_SECONDS_MAX)
-
-
-async def _wait_end(services: Services, ended: Hint, until: float) -> None:
-    """Return when the run ends here, the engine drains, or the time is over."""
-    while not services.is_draining() and (now := trio.current_time()) < until:
-        with trio.move_on_at(min(until, now + DRAIN_LOOK_SECONDS)):
-            await ended.wait()
-            return

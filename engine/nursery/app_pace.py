@@ -21,12 +21,15 @@ SINGLE_SECONDS = 300.0
 
 @dataclass(eq=False, slots=True)
 class AppPace:
-    """One workspace. `runs` and `size_bytes` are what is under way now; instants are Trio's."""
+    """One workspace. `runs` and `size_bytes` are what is under way now, `untaken` of these runs those of which the app has said nothing
+    yet; instants are Trio's.
+    """
 
     cap_max: int
     bytes_max: int
     cap: float = CAP_AT_FIRST
     runs: int = 0
+    untaken: int = 0
     size_bytes: int = 0
     failures: int = 0
     failed_at: float = float("-inf")
@@ -52,6 +55,9 @@ class AppPace:
             return 1 if now >= self.asks_again_at and not self.is_probing else 0
         if self.size_bytes >= self.bytes_max:
             return 0
+        if self.untaken == 0 and self.runs < self.cap_max:
+            # What it has taken may go on for hours: a cap that fell below that would shut it out for as long.
+            return max(int(self.cap) - self.runs, 1)
         return max(int(self.cap) - self.runs, 0)
 
     def took(self, sent_at: float, now: float) -> None:
@@ -67,12 +73,11 @@ class AppPace:
             return
         self.failed_at = now
         self.cap = max(self.cap / 2, 1)
-        if not is_answered:
-            self.failures += 1
-            self.is_probing = False
-            if self.is_away:
-                pause_seconds = min(PROBE_SECONDS_MIN * 2 ** min(self.failures - FAILURES_MAX, 10), PROBE_SECONDS_MAX)
-                self.asks_again_at = now + pause_seconds
+        self.is_probing = False
+        self.failures = 0 if is_answered else self.failures + 1
+        if self.is_away:
+            pause_seconds = min(PROBE_SECONDS_MIN * 2 ** min(self.failures - FAILURES_MAX, 10), PROBE_SECONDS_MAX)
+            self.asks_again_at = now + pause_seconds
 
     def gets_single_calls(self, now: float) -> bool:
         return now < self.single_until

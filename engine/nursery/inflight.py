@@ -38,6 +38,8 @@ class Inflight:
     lease_ends_at: float = float("inf")
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     end_cause: EndCause | None = None
+    is_probe: bool = False
+    is_taken: bool = False
     has_started: bool = False
     outcome: Outcome | None = None
     settled: trio.Event = field(default_factory=trio.Event)
@@ -151,10 +153,10 @@ class InflightRuns:
         """The app has taken an invocation."""
         pace = self.pace(inflight.workspace_id)
         now = trio.current_time()
-        was_small = pace.room(now) < self._small_room
+        room_before = pace.room(now)
+        self._count_taken(inflight, pace)
         pace.took(sent_at, now)
-        if was_small and pace.room(now) >= self._small_room:
-            self.on_room()
+        self._tell_of_room(room_before, pace.room(now))
 
     def add(self, inflight: Inflight) -> None:
         if (former := self._by_run.get(inflight.run_id)) is not None:
@@ -167,6 +169,7 @@ class InflightRuns:
         self.size_bytes += size_bytes
         pace = self.pace(inflight.workspace_id)
         pace.runs += 1
+        pace.untaken += 1
         pace.size_bytes += size_bytes
 
     def remove(self, inflight: Inflight) -> None:
@@ -180,13 +183,12 @@ class InflightRuns:
         now = trio.current_time()
         room_before = pace.room(now)
         pace.runs -= 1
+        self._count_taken(inflight, pace)
         pace.size_bytes -= size_bytes
-        if not pace.runs:
+        if inflight.is_probe or not pace.runs:
             # A probe that ended otherwise (its lease was lost, the engine drains) has found nothing out.
             pace.is_probing = False
-        # Only where it had none, or has its turn with the others again: a hint for each that leaves would be a claim for each.
-        if pace.room(now) > room_before and (room_before == 0 or room_before < self._small_room <= pace.room(now)):
-            self.on_room()
+        self._tell_of_room(room_before, pace.room(now))
         self.wake()
 
     def news(self, run_id: UUID) -> None:
@@ -212,6 +214,17 @@ class InflightRuns:
         """Return when none is under way and no place is reserved."""
         while self._count or self.reserved:
             await self._left.wait()
+
+    def _count_taken(self, inflight: Inflight, pace: AppPace) -> None:
+        """The app has taken it, or it has left without that."""
+        if not inflight.is_taken:
+            inflight.is_taken = True
+            pace.untaken -= 1
+
+    def _tell_of_room(self, room_before: int, room: int) -> None:
+        # Only where it had none, or has its turn with the others again: a hint for each that leaves would be a claim for each.
+        if room > room_before and (room_before == 0 or room_before < self._small_room <= room):
+            self.on_room()
 
     @property
     def _free(self) -> int:

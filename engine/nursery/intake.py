@@ -82,7 +82,7 @@ class Intake:
         if self._is_over or (pace.is_troubled and pace.room(trio.current_time()) == 0):
             inflight.settle(HandedBack())
         elif pace.is_away:
-            pace.is_probing = True
+            pace.is_probing = inflight.is_probe = True
         self._inflight.add(inflight)
         return inflight
 

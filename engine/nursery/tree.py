@@ -74,6 +74,7 @@ async def run_engine(
                     intake.start_soon(serve_app_watch, engine, url, workspace, announce, name=f"app watch {url}")
                 await engine.draining.wait()
                 engine.intake.drain()
+                engine.hints.drain_begins()
                 crash_point("drain_started")
                 intake.cancel_scope.cancel()
             await finish_inflight(engine)

@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from engine.store.crash_points import crash_point
 from engine.store.create_runs import Decision, decide_runs, find_limit_keys, insert_limit_keys
+from engine.store.database import TransactionConflict
 from engine.store.event_buckets import lock_event_buckets
 from engine.store.event_json import event_json
 from engine.store.function_cache import KnownWorkspace
@@ -28,14 +30,15 @@ from engine.store.read_invocations import Handover, LeasedRun, make_handover
 from engine.store.sql import Connection, Sql
 
 READ_KNOWN_EVENTS = Sql("read_known_events", "SELECT event_id FROM event WHERE event_id = ANY($event_ids::uuid[])")
-# Of a commit that was not heard of: runs that it leased to this engine, which never started them.
+# Of a commit that was not heard of: runs that it leased to this engine, which never started them. Such a run was leased at the instant
+# of its group, a moment before its own place in the lane; what the dispatcher claimed meanwhile is under way, and was leased later.
 RELEASE_UNHEARD_RUNS = Sql(
     "release_unheard_runs",
     """
 UPDATE live_run SET state = 'ready', engine_id = NULL, leased_at = NULL, due_at = NULL
  WHERE run_id IN (SELECT live_run.run_id FROM event_decision JOIN live_run USING (run_id)
                    WHERE event_decision.event_id = ANY($event_ids::uuid[]) AND live_run.state = 'leased'
-                     AND live_run.generation = 1 AND live_run.engine_id = $engine_id
+                     AND live_run.generation = 1 AND live_run.engine_id = $engine_id AND live_run.leased_at < live_run.order_at
                    ORDER BY live_run.run_id FOR UPDATE OF live_run)""",
 )
 
@@ -71,6 +74,8 @@ SELECT decision.event_id, decision.run_id, function.name
 )
 
 EVENT_SCOPE = "event"
+# A server that lost its client may still be committing. Tried once more, the events are known.
+_OUTRUN = "the earlier try was committed after the look for its events"
 
 
 class NewEvent(msgspec.Struct, frozen=True):
@@ -166,8 +171,15 @@ async def append_events(
             has_released = await conn.execute(RELEASE_UNHEARD_RUNS, event_ids=list(known), engine_id=room.engine_id) > 0
         room = None
     places = [place for place, event in enumerate(events) if event.event_id not in known] if known else range(len(events))
-    written = await _write(conn, events, places, claims_ids=True, room=room)
-    answers = await _answers(conn, events, written.runs_of, known)
+    try:
+        written = await _write(conn, events, places, claims_ids=True, room=room)
+        answers = await _answers(conn, events, written.runs_of, known)
+    except asyncpg.UniqueViolationError as error:
+        if is_repeated:
+            raise TransactionConflict(_OUTRUN) from error
+        raise
+    if is_repeated and any(a.is_duplicate and a.event_id == e.event_id for a, e in zip(answers, events, strict=True)):
+        raise TransactionConflict(_OUTRUN)
     crash_point("events_before_commit")
     return Appended(answers, written.has_due_runs or has_released, written.handovers)
 

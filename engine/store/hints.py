@@ -109,6 +109,14 @@ class Hints:
             for hint in self._run_ends.get(run_id, ()):
                 hint.give()
 
+    def drain_begins(self) -> None:
+        """Whoever waits for an end or for news is answered now."""
+        for watch in self._news_watches:
+            watch.hint.give()
+        for waiting in self._run_ends.values():
+            for hint in waiting:
+                hint.give()
+
     @contextmanager
     def watch_run_end(self, run_id: UUID) -> Iterator[Hint]:
         """The hint that this process saw the run end, while the block runs: look after it began, and no end is missed."""

@@ -31,6 +31,7 @@ class Connections:
         self._plain = plain
         self._tls_context = tls_context
         self._idle: defaultdict[Origin, list[HttpConnection]] = defaultdict(list)
+        self._swept_at = float("-inf")
 
     async def __aenter__(self) -> Connections:
         return self
@@ -90,15 +91,21 @@ class Connections:
         return self._tls_context
 
     def _give_back(self, origin: Origin, connection: HttpConnection) -> None:
-        idle = self._idle[origin]
         now = trio.current_time()
-        # The longest unused lie at the bottom, where nobody takes them while the ones above suffice.
-        while idle and now - idle[0].idle_since >= KEEP_SECONDS:
-            idle.pop(0).close()
-        if connection.may_be_kept and len(idle) < KEPT_PER_APP_MAX:
+        if now - self._swept_at >= KEEP_SECONDS:
+            self._sweep(now)
+        if connection.may_be_kept and len(self._idle[origin]) < KEPT_PER_APP_MAX:
             connection.idle_since = now
-            idle.append(connection)
+            self._idle[origin].append(connection)
             return
         connection.close()
-        if not idle:
-            del self._idle[origin]
+
+    def _sweep(self, now: float) -> None:
+        """Close what nobody took in time, also of apps that are called no more."""
+        self._swept_at = now
+        for origin, idle in list(self._idle.items()):
+            # The longest unused lie at the bottom, where nobody takes them while the ones above suffice.
+            while idle and now - idle[0].idle_since >= KEEP_SECONDS:
+                idle.pop(0).close()
+            if not idle:
+                del self._idle[origin]

@@ -9,7 +9,10 @@ from uuid import UUID, uuid4
 
 import pytest
 import trio
+import trio.testing
 
+from engine.api import alive as alive_module
+from engine.api import wait_result as wait_result_module
 from engine.store.audit import audit
 from engine.store.cancel_run import cancel_run
 from engine.store.claim_runs import Lease
@@ -82,6 +85,23 @@ async def test_the_lease_of_a_run_is_renewed_and_the_answer_says_for_how_long(ap
     assert 25 < await lease_left(api, lease.run_id) <= 30
     [(run_id, lease_seconds)] = api.renewed
     assert run_id == lease.run_id and 25 < lease_seconds <= 30
+
+
+async def test_a_commit_that_takes_long_does_not_make_the_lease_seem_longer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease counts from before the commit in the database; so it must for the app and for this engine."""
+    lease = await leased(api, lease_seconds=5)
+    transact = api.database.transact
+
+    async def commit_slowly(*args: Any, **options: Any) -> Any:
+        kept = await transact(*args, **options)
+        await trio.sleep(0.5)
+        return kept
+
+    monkeypatch.setattr(api.database, "transact", commit_slowly)
+    [answer] = await answered(api, asked(lease))
+    assert answer["lease_seconds"] <= 29.5
+    [(_, lease_seconds)] = api.renewed
+    assert lease_seconds <= 29.5
 
 
 async def test_a_lease_goes_no_further_than_the_timeouts_of_the_open_bodies_and_is_never_made_shorter(api: Api) -> None:
@@ -201,6 +221,28 @@ async def test_a_drain_answers_every_poll_and_new_ones_do_not_wait(api: Api) -> 
     assert first[0][0]["lease_seconds"] > 20 and second[0][0]["lease_seconds"] > 20
     with trio.fail_after(10):
         assert await answered(api, asked(lease), wait_seconds=20)
+
+
+async def test_a_drain_is_told_to_the_polls_and_waiting_results_and_not_looked_for(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await leased(api)
+    monkeypatch.setattr(alive_module, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(wait_result_module, "LOOK_SECONDS_MAX", 3600.0)
+    results: list[Reply] = []
+
+    async def ask_result() -> None:
+        message = {"type": "result", "workspace": as_json(SHOP), "run_id": str(lease.run_id), "wait_seconds": 30}
+        results.append(await api.signed("POST", "/v1/result", message))
+
+    async with trio.open_nursery() as nursery, open_poll(api, asked(lease)) as answers:
+        nursery.start_soon(ask_result)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        api.draining[0] = True
+        api.services.hints.drain_begins()
+        while not (answers and results):
+            await trio.sleep(0.001)
+    assert results[0].json["status"] == "running"
 
 
 async def test_leases_are_renewed_while_the_poll_is_open(api: Api) -> None:

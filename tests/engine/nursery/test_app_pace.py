@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from uuid import UUID
+
 import pytest
 import trio
 import trio.testing
+from msgspec import Raw
 
 from engine.nursery import dispatcher
-from engine.nursery.app_pace import CAP_AT_FIRST, FAILURES_MAX, AppPace
+from engine.nursery.app_pace import CAP_AT_FIRST, FAILURES_MAX, PROMPT_SECONDS, AppPace
 from engine.nursery.context import EngineContext
 from engine.nursery.dispatcher import claim_and_start, serve_dispatcher
+from engine.nursery.inflight import Inflight, InflightRuns
+from engine.nursery.intake import make_inflight
 from engine.store.database import Database
+from engine.store.lease import Lease
+from engine.store.read_invocations import Handover
 from engine.store.sync_app import sync_app
 from engine.store.workspaces import find_or_create_workspace
 from engine.transport import app_client
+from protocol.calls import Event, Invocation
 from protocol.manifest import Batch, Capabilities, Manifest, Workspace
 from tests.engine.nursery.stand import AppCall, a_batch_app, a_server, an_engine, until
 from tests.engine.store.world import World, function, make_world
+
+
+def an_inflight(number: int) -> Inflight:
+    """An invocation of the workspace 1."""
+    run_id = UUID(int=number)
+    event = Event("e", "go", Raw(b"1"), datetime.now(UTC))
+    invocation = Invocation(str(run_id), 1, 1, "f", event, 30.0)
+    return make_inflight(Handover(Lease(run_id, 1, 1, 1, 0, 1), "shop", "dev", None, function("f"), invocation, 100), 0.0)
 
 
 def test_a_cap_grows_with_what_is_taken_in_time_and_halves_once_for_calls_that_failed_together() -> None:
@@ -53,6 +70,17 @@ def test_an_app_that_does_not_answer_is_asked_by_one_probe_at_a_time_with_growin
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     pace.took(sent_at=now, now=now + 10)
     assert not pace.is_away and pace.room(now) == int(pace.cap)
+
+
+def test_an_answer_that_is_no_good_is_an_answer_and_ends_the_probing() -> None:
+    """A call that goes on beside it keeps the workspace counted, so that nothing else would."""
+    pace = AppPace(cap_max=100, bytes_max=1_000, runs=1)
+    for now in (0, 2, 4):
+        pace.failed(sent_at=now, now=now + 1, is_answered=False)
+    assert pace.is_away
+    pace.is_probing = True
+    pace.failed(sent_at=10, now=11, is_answered=True)
+    assert not pace.is_away and pace.is_troubled and 0 < pace.room(11) < CAP_AT_FIRST
 
 
 @pytest.mark.postgres
@@ -207,3 +235,45 @@ async def test_what_was_leased_while_the_drain_began_is_started_or_handed_back_a
 async def sync_hole(hole: World, url: str) -> None:
     manifest = Manifest(Workspace("hole", "dev"), [1], [function("f", "go")], capabilities=Capabilities(True, Batch(64)))
     await hole.database.transact(sync_app, hole.workspace_id, url, manifest)
+
+
+async def test_an_app_that_took_all_it_was_given_gets_one_more_however_low_its_cap_has_fallen() -> None:
+    """Its runs may go on for hours; without this none would begin beside them."""
+    runs = InflightRuns(64)
+    given = [an_inflight(number) for number in range(40)]
+    for inflight in given:
+        runs.add(inflight)
+        runs.took(inflight, sent_at=trio.current_time())
+    pace = runs.pace(1)
+    for _ in range(6):
+        now = trio.current_time()
+        pace.failed(sent_at=now, now=now, is_answered=True)
+    assert pace.cap < 2 and pace.room(now) == 1
+    told: list[None] = []
+    runs.on_room = lambda: told.append(None)
+    runs.add(another := an_inflight(40))
+    assert pace.room(now) == 0, "one at a time"
+    runs.took(another, sent_at=now - PROMPT_SECONDS - 1)
+    assert pace.room(now) == 1 and len(told) == 1
+    runs.remove(another)
+    runs.add(lost := an_inflight(41))
+    runs.remove(lost)
+    assert pace.untaken == 0 and pace.room(now) == 1
+    for number in range(42, 42 + runs.app_max - 40):
+        runs.add(inflight := an_inflight(number))
+        runs.took(inflight, sent_at=now)
+    assert pace.room(now) == 0, "nor more than one app may have at most"
+
+
+async def test_a_probe_that_ends_otherwise_lets_the_next_one_go_though_others_are_under_way() -> None:
+    runs = InflightRuns(64)
+    runs.add(an_inflight(1))
+    pace = runs.pace(1)
+    for _ in range(FAILURES_MAX):
+        now = trio.current_time()
+        pace.failed(sent_at=now, now=now, is_answered=False)
+    runs.add(probe := an_inflight(2))
+    probe.is_probe = pace.is_probing = True
+    assert pace.room(pace.asks_again_at) == 0
+    runs.remove(probe)
+    assert pace.room(pace.asks_again_at) == 1

@@ -13,12 +13,13 @@ from msgspec import Raw
 from engine.core.outcome import HandedBack
 from engine.store.append_events import Appended, NewEvent, append_events
 from engine.store.apply_outcomes import apply_outcomes
-from engine.store.database import Database
+from engine.store.database import Database, TransactionConflict
 from engine.store.event_buckets import bucket_locks
 from engine.store.event_json import instant_text
 from engine.store.function_cache import FunctionCache
 from engine.store.handover_room import HandoverRoom
 from engine.store.read_invocations import read_invocations
+from engine.store.sql import Connection
 from protocol.manifest import FunctionConfig, Trigger
 from protocol.ops import Complete
 from tests.engine.store.world import LEASE_SECONDS, World, function, make_world, new_id, send, step, wait
@@ -244,6 +245,50 @@ async def test_what_another_engine_or_a_later_lease_has_is_not_let_go(database: 
     await world.claim_one()
     again = await database.transact(append_events, events, is_repeated=True, room=room(world))
     assert not again.has_due_runs and await world.state(handover.lease.run_id) == "leased"
+
+
+async def test_what_this_engine_claimed_meanwhile_is_not_let_go(database: Database) -> None:
+    """A commit that was not heard of left a ready run, and the dispatcher found it before the writer came again: it is under way."""
+    world = await make_world(database)
+    events = [world.event("go")]
+    await append_with_room(world, *events, places=0)
+    assert (await world.claim_one()).generation == 1
+    again = await database.transact(append_events, events, is_repeated=True, room=room(world))
+    assert not again.has_due_runs
+    assert await world.state(again.answers[0].runs[0][0]) == "leased"
+    await world.assert_sound()
+
+
+@pytest.mark.parametrize("sent_id", [None, "mine"])
+async def test_a_try_that_commits_while_it_is_repeated_is_recognized(database: Database, sent_id: str | None) -> None:
+    """The server goes on with a commit after its client was lost."""
+    world = await make_world(database)
+    events = [world.event("go", 1, sent_id)]
+
+    async def first_try(conn: Connection) -> Appended:
+        return await append_events(conn, events, room=room(world))
+
+    async def repeat() -> Appended:
+        return await database.transact(append_events, events, is_repeated=True, room=room(world))
+
+    conflicts: list[TransactionConflict] = []
+
+    async def repeat_at_once() -> None:
+        try:
+            await repeat()
+        except TransactionConflict as conflict:
+            conflicts.append(conflict)
+
+    async with trio.open_nursery() as nursery:
+        async with world.paused(first_try) as first:
+            nursery.start_soon(repeat_at_once)
+            await trio.sleep(0.2)
+    assert len(conflicts) == 1
+    again = await repeat()
+    [answer] = again.answers
+    assert not answer.is_duplicate and answer.runs == first[0].answers[0].runs
+    assert again.has_due_runs and len(await world.rows("SELECT 1 FROM event")) == 1
+    await world.assert_sound()
 
 
 async def test_two_engines_that_hand_over_at_once_lease_each_run_once(database: Database) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from msgspec import Raw
 
-from engine.transport import app_client
+from engine.transport import app_client, connections
 from engine.transport.app_client import AppClient, CallResult, Died, Finished, Line, NotDelivered
 from engine.transport.app_url import UrlRefused, parse_app_url
 from protocol import signing
@@ -62,6 +62,21 @@ async def test_an_idle_connection_that_the_app_closed_is_not_used() -> None:
             assert await call(apps, url, []) == Finished()
             await until(lambda: app.closed == app.connections)
         assert app.connections == 3
+
+
+async def test_connections_to_an_app_that_is_called_no_more_are_closed_by_calls_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "KEEP_SECONDS", 0.05)
+    former, present = App(AppCall.complete, KEY), App(AppCall.complete, KEY)
+    async with AppClient(allow_local=True) as apps, a_server(former.serve) as former_url, a_server(present.serve) as url:
+        assert await call(apps, former_url, []) == Finished()
+        assert isinstance(await call(apps, "http://127.0.0.1:1/", []), NotDelivered)
+        for _ in range(2):
+            await trio.sleep(0.06)
+            assert await call(apps, url, []) == Finished()
+        await until(lambda: former.closed == former.connections == 1)
+        assert apps._connections.idle_count == 1 and len(apps._connections._idle) == 1
 
 
 async def test_lines_in_one_plain_signed_reply_are_read_too() -> None:

@@ -1,4 +1,4 @@
-"""What the fault tests share: the seed, two systems for those whose scenario leaves them whole, and the logs in the report of a failure.
+"""What the fault tests share: the seed, the systems for those whose scenario leaves them whole, and the logs in the report of a failure.
 
 The seed is random, or FAULTS_SEED. It is printed, and pytest shows it with a failure.
 """
@@ -33,6 +33,12 @@ def _proxied_system() -> Iterator[System]:
         yield opened
 
 
+@pytest.fixture(scope="package")
+def _two_engines() -> Iterator[System]:
+    with open_system(engines=2, lease_seconds=3, has_proxies=True) as opened:
+        yield opened
+
+
 @pytest.fixture
 def system(_plain_system: System) -> System:
     """One engine and one app, healthy at the start of each test, whatever the one before did."""
@@ -45,6 +51,14 @@ def proxied_system(_proxied_system: System) -> System:
     return healed(_proxied_system)
 
 
+@pytest.fixture
+def two_engines(_two_engines: System) -> System:
+    """Two engines on one Postgres, and one app, which speaks to the first of them."""
+    system = healed(_two_engines)
+    system.balance_to(0)
+    return system
+
+
 def healed(system: System) -> System:
     for proxy in (system.to_app, system.to_engine):
         if proxy is not None:
@@ -55,8 +69,9 @@ def healed(system: System) -> System:
         process.thaw()
     if not system.app.is_alive():
         system.start_app()
-    if not system.engine().is_alive():
-        system.start_engine()
+    for number in range(len(system.engine_ports)):
+        if not system.engine(number).is_alive():
+            system.start_engine(number)
     return system
 
 

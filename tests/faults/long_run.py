@@ -39,8 +39,9 @@ def main() -> None:
         heal(system)
         evidence = assert_sound(system, seconds=HEAL_SECONDS_MAX)
     interrupted = sum(lease["outcome"] == "interrupted" for leases in evidence.leases.values() for lease in leases.values())
+    bodies = sum(line.what == "start" for line in evidence.lines)
     print(
-        f"sound: {len(evidence.acknowledged)} events acknowledged, {len(evidence.runs)} runs, {sum(line.what == 'start' for line in evidence.lines)} bodies, "
+        f"sound: {len(evidence.acknowledged)} events acknowledged, {len(evidence.runs)} runs, {bodies} bodies, "
         f"{interrupted} interruptions, {evidence.frozen_starts} bodies of frozen processes that started late; faults: {counts}"
     )
 
@@ -109,9 +110,7 @@ def break_network(system: System, chance: random.Random) -> None:
 
 def turn_to_other_engine(system: System, chance: random.Random) -> None:
     """What the app says goes to the other engine from now on, as behind a load balancer."""
-    assert system.to_engine is not None
-    system.to_engine.target = chance.choice(list(system.engine_ports))
-    system.to_engine.drop_connections()
+    system.balance_to(chance.randrange(2))
 
 
 FAULTS: tuple[Callable[[System, random.Random], None], ...] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from tests.system.fault_proxy import Fault, FaultProxy, open_proxy
 from tests.system.logged_client import Load, LoggedClient
 from tests.system.processes import free_ports, wait_until
 from tests.system.runs import body_starts, ended_as, has_returned, invocations_of, start_run
+from tests.system.supervisor import app_kept_up
 from tests.system.system import System, http_status
 
 # More than an engine has open at once; what takes longer than this waited for their end.
@@ -40,27 +40,13 @@ def test_an_app_killed_in_a_body_costs_one_attempt_and_no_committed_step(system:
 
 
 def test_a_run_that_kills_its_app_each_time_fails_with_the_cause_and_others_go_on(system: System) -> None:
-    is_over = threading.Event()
-    deaths: list[int] = []
-
-    def restart_app() -> None:
-        while not is_over.wait(0.02):
-            if not system.app.is_alive():
-                deaths.append(system.app.wait(0))
-                system.start_app()
-
-    supervisor = threading.Thread(target=restart_app)
-    supervisor.start()
-    try:
+    with app_kept_up(system) as deaths:
         with Load(
             [system.client()], lambda n: ("three.wanted", {"n": n, "body_seconds": 0.02}), prefix="beside-poison", per_second=10
         ):
             run_id = start_run(system, "poison.wanted", {}, "poison")
             wait_until("the poison has failed", lambda: ended_as(system, run_id) is not None, 45)
         evidence = assert_sound(system)
-    finally:
-        is_over.set()
-        supervisor.join()
     [end] = system.query("SELECT status, error FROM run_end WHERE run_id = $1::text::uuid", run_id)
     assert end["status"] == "failed" and "connection" in end["error"], end
     # Two retries: three tries, and the app died in each; before them once more, if others travelled in its first call.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.checker import assert_sound
 from tests.system.processes import wait_until
-from tests.system.runs import body_starts, ended_as, output_of, start_run
+from tests.system.runs import body_starts, ended_as, has_returned, output_of, start_run
 from tests.system.system import System
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
@@ -45,6 +45,10 @@ def test_a_cancelled_run_commits_nothing_more_and_starts_no_further_body(system:
         "SELECT step_id FROM step WHERE run_id = $1::text::uuid AND committed_at > to_timestamp($2)", run_id, begun.at
     )
     assert not steps, f"{steps} were written after the run was cancelled"
+    wait_until("the body of b is over", lambda: has_returned(system, run_id, "b", begun.pid))
+    # The app's open poll tells it long before the body would have returned: no line of the handler comes after that.
+    of_run = [(line.what, line.step_id, line.is_ok) for line in system.witness() if line.run_id == run_id]
+    assert of_run[-2:] == [("start", "b", True), ("end", "b", False)]
 
 
 def test_an_event_whose_answer_was_lost_after_the_commit_makes_one_run_set(system: System) -> None:

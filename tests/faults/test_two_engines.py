@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,27 +11,16 @@ from durable.wire import EventAnswer
 from tests.system.checker import assert_sound
 from tests.system.logged_client import Load
 from tests.system.processes import wait_until
-from tests.system.system import System, open_system
+from tests.system.system import System
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
 POSTS = 100
 
 
-@pytest.fixture(scope="module")
-def two_engines() -> Iterator[System]:
-    with open_system(engines=2, lease_seconds=3, has_proxies=True) as opened:
-        yield opened
-
-
 @pytest.fixture
 def system(two_engines: System) -> System:
     """Two engines that run; the app says what it has to say through a proxy, as it would through a load balancer."""
-    for number in range(2):
-        two_engines.engine(number).thaw()
-        if not two_engines.engine(number).is_alive():
-            two_engines.start_engine(number)
-    _balance_to(two_engines, 0)
     return two_engines
 
 
@@ -66,7 +54,7 @@ def test_an_engine_that_froze_beyond_its_leases_writes_nothing_when_it_wakes(sys
         held = system.query(
             "SELECT run_id::text, generation FROM live_run WHERE state = 'leased' AND engine_id = $1::text::uuid", _id(system, 0)
         )
-        _balance_to(system, 1)
+        system.balance_to(1)
         wait_until("the other engine has taken its runs back and ended them", lambda: _are_ended(system, held))
         zombie.thaw()
         wait_until("the woken engine works", lambda: system.is_ready(0))
@@ -87,7 +75,7 @@ def test_a_limit_holds_while_engines_are_killed(system: System, seed: int) -> No
         for victim in (0, 1, 0):
             wanted = load.acknowledged + chance.randint(6, 12)
             wait_until("events come in", lambda wanted=wanted: load.acknowledged >= wanted)  # type: ignore[misc]
-            _balance_to(system, 1 - victim)
+            system.balance_to(1 - victim)
             system.engine(victim).kill9()
             system.start_engine(victim)
     evidence = assert_sound(system)
@@ -98,13 +86,6 @@ def test_a_limit_holds_while_engines_are_killed(system: System, seed: int) -> No
 def _make_three(seed: int):  # type: ignore[no-untyped-def]
     chance = random.Random(seed)
     return lambda number: ("three.wanted", {"n": number, "body_seconds": round(chance.uniform(0.1, 0.5), 2)})
-
-
-def _balance_to(system: System, number: int) -> None:
-    """Send what the app says to this engine."""
-    assert system.to_engine is not None
-    system.to_engine.target = system.engine_ports[number]
-    system.to_engine.drop_connections()
 
 
 def _id(system: System, number: int) -> str:

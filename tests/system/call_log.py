@@ -50,7 +50,10 @@ def read(witness_file: Path) -> list[ReceivedCall]:
     if not path.exists():
         return []
     found = [json.loads(text) for text in path.read_text().split("\n")[:-1]]
-    return [ReceivedCall(each["at"], each["pid"], tuple((run_id, generation) for run_id, generation in each["runs"])) for each in found]
+    return [
+        ReceivedCall(each["at"], each["pid"], tuple((run_id, generation) for run_id, generation in each["runs"]))
+        for each in found
+    ]
 
 
 def _write(body: bytes) -> None:

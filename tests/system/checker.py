@@ -304,9 +304,9 @@ def what_was_sent_comes_back(evidence: Evidence) -> Iterator[str]:
             yield f"10: the event {sent['id']} is stored with other data."
     for run_id, run in evidence.runs.items():
         echoes = run["status"] == "completed" and run["function"] in ECHOING
-        if run["status"] == "completed" and run["function"] == "carrying":
-            if json.loads(run["output"]) != digest_of(pages_of(json.loads(run["data"]))):
-                yield f"10: the run {run_id} of carrying gave {run['output']} for {run['data']}."
+        carried = run["status"] == "completed" and run["function"] == "carrying"
+        if carried and json.loads(run["output"]) != digest_of(pages_of(json.loads(run["data"]))):
+            yield f"10: the run {run_id} of carrying gave {run['output']} for {run['data']}."
         if echoes and json.loads(run["output"]) != json.loads(run["data"]):
             yield f"10: the run {run_id} of {run['function']} gave {run['output']:.200} for {run['data']:.200}."
 

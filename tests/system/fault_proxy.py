@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.02
 @dataclass
 class FaultProxy:
     """Listens on `port` and connects to `target`. `delay_seconds` is for "delay"; "truncate" ends a reply after `truncate_bytes`; "cut"
-    resets a connection when a random number of bytes up to `cut_bytes_max` has passed in both directions together, by `seed`; "buffer"
+    resets a connection when a random number of bytes up to `cut_bytes_max` has passed in both directions together (`reseed`); "buffer"
     passes a reply on when it is whole.
     """
 
@@ -39,9 +39,9 @@ class FaultProxy:
     delay_seconds: float = 0.2
     truncate_bytes: int = 40
     cut_bytes_max: int = 20_000
-    seed: int = 0
     connections: int = 0
     cuts: int = 0
+    _chance: random.Random = field(default_factory=lambda: random.Random(0))
     _token: trio.lowlevel.TrioToken | None = None
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _streams: set[trio.SocketStream] = field(default_factory=set)
@@ -59,8 +59,10 @@ class FaultProxy:
         self._token.run_sync_soon(drop)
         done.wait(5)
 
-    def __post_init__(self) -> None:
-        self._chance = random.Random(self.seed)
+    def reseed(self, seed: int, *, cut_bytes_max: int) -> None:
+        """Where "cut" falls from now on."""
+        self._chance = random.Random(seed)
+        self.cut_bytes_max = cut_bytes_max
 
     async def serve(self, is_up: threading.Event) -> None:
         """Listen until cancelled. While connections are to be refused there is no listener."""

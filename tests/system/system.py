@@ -99,6 +99,12 @@ class System:
     def postmaster_pid(self) -> int:
         return int((self.data_dir / "postmaster.pid").read_text().split()[0])
 
+    def balance_to(self, number: int) -> None:
+        """Send what the app says to this engine from now on, as a load balancer does."""
+        assert self.to_engine is not None
+        self.to_engine.target = self.engine_ports[number]
+        self.to_engine.drop_connections()
+
     # Where things are.
 
     @property

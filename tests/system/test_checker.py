@@ -36,6 +36,32 @@ def start_after_commit(evidence: Evidence) -> None:
     evidence.lines.append(line("start", "a", 30, generation=2))
 
 
+def start_in_a_later_lease(evidence: Evidence) -> None:
+    """Too soon for the clocks to tell, and yet the lease was given out with the result."""
+    evidence.steps[0]["committed_at"] = at(11.58)
+    evidence.lines.append(line("start", "a", 11.6, generation=2))
+
+
+def start_twice(evidence: Evidence) -> None:
+    evidence.lines.insert(1, line("start", "a", 9.5))
+
+
+def start_before_the_acknowledgement(evidence: Evidence) -> None:
+    """The handler had the result of x, went on to a, and x was committed only then."""
+    evidence.lines.insert(0, line("line", "x", 8.9))
+    evidence.steps.insert(0, step("x", "step", 1, 9.01, generation=1))
+    evidence.lines[:0] = [line("start", "x", 8.7), line("end", "x", 8.8)]
+
+
+def go_on_after_stale(evidence: Evidence) -> None:
+    """The result of c was never taken from generation 1, whose handler went on twice."""
+    evidence.lines[2:2] = [line("start", "c", 10.2), line("end", "c", 10.3), line("line", "c", 10.4), line("line", "d", 10.5)]
+
+
+def start_no_run(evidence: Evidence) -> None:
+    evidence.events.append({"event_id": "y", "external_id": "e2", "name": "limited.wanted", "data": "{}"})
+
+
 def leave_running(evidence: Evidence) -> None:
     evidence.runs[RUN]["status"] = None
     evidence.leases[RUN][2]["outcome"] = "leased"
@@ -99,7 +125,9 @@ def commit_what_no_body_returned(evidence: Evidence) -> None:
 @pytest.mark.parametrize(
     ("break_it", "number"),
     [
-        (lose_event, "1"), (lose_run, "1"), (start_after_commit, "2"), (leave_running, "3"), (end_twice, "4"), (lease_after_the_end, "4"),
+        (lose_event, "1"), (lose_run, "1"), (start_no_run, "1"), (start_after_commit, "2"), (start_in_a_later_lease, "2"),
+        (start_twice, "2"), (start_before_the_acknowledgement, "2"), (go_on_after_stale, "2"),
+        (leave_running, "3"), (end_twice, "4"), (lease_after_the_end, "4"),
         (write_late, "5"), (exceed_limit_by_bodies, "6"), (exceed_limit_by_leases, "6"), (answer_differently, "8"), (store_event_twice, "8"),
         (wake_early, "9"), (change_output, "10"), (change_event, "10"), (commit_what_no_body_returned, "2"),
     ],
@@ -115,6 +143,12 @@ def test_a_late_start_in_a_process_that_was_frozen_is_counted_instead() -> None:
     evidence.system.processes.frozen[PID] = [(10.0, 20.0)]
     evidence.lines.append(line("start", "b", 30, generation=1))
     assert check(evidence) == [] and evidence.frozen_starts == 1
+
+
+def test_a_handler_that_had_a_result_which_was_never_taken_and_went_no_further_is_sound() -> None:
+    evidence = sound()
+    evidence.lines[2:2] = [line("start", "c", 10.2), line("end", "c", 10.3), line("line", "c", 10.4)]
+    assert check(evidence) == []
 
 
 def sound() -> Evidence:

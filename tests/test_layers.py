@@ -39,7 +39,7 @@ HOMES = {
     "trio_asyncio": "engine.store",
     "pgserver": "engine.store",
     "httpx": "engine.transport",
-    "httpcore": "engine.transport",
+    "certifi": "engine.transport",
     "cel": "engine.core",
     "quart": "engine.api",
     "quart_trio": "engine.api",

@@ -165,7 +165,7 @@ class Serving:
                 values=self._open.values,
                 on_started=hold,
             )
-            # Stale or cancelled: there is nothing to say but that its place is free, which in a shared call nobody else could tell.
+            # Stale or cancelled: nothing to say but that its place is free, which in a shared call nobody else could tell.
             return ended or Ended(invocation.run_id, invocation.generation, 0, [])
         except Exception as error:
             # A bug of the SDK: the engine must still hear an end, or the run would wait for its lease.

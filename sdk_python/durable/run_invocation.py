@@ -24,7 +24,7 @@ async def run_invocation(
 
     `received_at` is the monotonic instant at which the call arrived: the lease counts from it. Without `values` nothing
     travels by reference. `on_started` gets the execution before the handler begins. None means that the engine has
-    given this generation up (stale or cancelled): then there is nobody to tell.
+    given this generation up (stale or cancelled): then there is nothing to report.
     """
     execution = None
     try:

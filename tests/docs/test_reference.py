@@ -209,7 +209,9 @@ def test_what_a_test_run_shows_is_on_the_testing_page() -> None:
     text = (ROOT / "docs" / "guides" / "testing.md").read_text()
     for owner in (durable.testing.Run, *durable.testing.Run.__mro__[1:2]):
         for name, member in vars(owner).items():
-            if not name.startswith("_") and name != "submit" and (inspect.isfunction(member) or isinstance(member, property)):
+            # A test run stands in for the sender, too; that half of it is not for whoever writes a test.
+            is_sender = name in ("submit", "submit_soon")
+            if not name.startswith("_") and not is_sender and (inspect.isfunction(member) or isinstance(member, property)):
                 assert re.search(rf"`{name}[`(]", text) or name == "settle", name
 
 

@@ -35,6 +35,10 @@ class Api(QuartTrio):
         super().__init__("durable", static_folder=None)
         self._machines = machines
 
+    def serves_machine(self, path: str) -> bool:
+        """Whether the path is a machine route, whose connections are served without Hypercorn."""
+        return self._machines.serves(path)
+
     async def asgi_app(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "http" and self._machines.serves(scope["path"]):
             await self._machines(scope, receive, send)
@@ -42,8 +46,8 @@ class Api(QuartTrio):
             await super().asgi_app(scope, receive, send)
 
 
-def create_api(services: Services) -> QuartTrio:
-    """The application. Serve it with Hypercorn, or call it in tests."""
+def create_api(services: Services) -> Api:
+    """The application. Serve it with `serve_http`, or call it in tests."""
     authenticator = Authenticator(services)
     memory = BodyMemory()
     app = Api(MachineServer(MACHINE_ROUTES, services, authenticator, memory))

@@ -1,4 +1,4 @@
-"""The API behind a real socket: Hypercorn, bodies over their limits, half bodies, and what it says to odd HTTP."""
+"""The API behind a real socket: bodies over their limits, half bodies, and what it says to odd HTTP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import trio
 
 from engine.api.machine_routes import MACHINE_ROUTES
+from engine.api.server import ROUTES
+from engine.nursery import http_server
 from engine.nursery.http_server import serve_http
 from protocol.limits import BODY_BYTES_MAX
 from tests.api_under_test import SHOP, Api, as_json, function, signed_headers
@@ -186,3 +188,25 @@ async def test_machine_routes_refuse_other_methods_and_unsigned_bodies_with_the_
     assert status == 401 and b"\r\nwww-authenticate: Bearer\r\n" in answer
     for header in (b"content-type: application/json", b"cache-control: no-store", b"x-content-type-options: nosniff"):
         assert b"\r\n" + header + b"\r\n" in answer
+
+
+async def test_closing_ends_the_idle_connections_of_machines_and_people(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "GRACEFUL_SECONDS_MAX", 1_000)
+    closing = trio.Event()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            [bind] = await nursery.start(serve_http, api.app, "127.0.0.1", 0, closing)
+            streams = [await trio.open_tcp_stream("127.0.0.1", int(bind.rsplit(":", 1)[1])) for _ in range(2)]
+            for stream, path in zip(streams, ("/v1/events", "/healthz"), strict=True):
+                await stream.send_all(request_of("GET", path, {}))
+                answer = b""
+                while not _is_whole(*answer.partition(b"\r\n\r\n")[::2]):
+                    answer += await stream.receive_some(65536)
+            closing.set()
+            for stream in streams:
+                assert await stream.receive_some(65536) == b""
+                await stream.aclose()
+
+
+async def test_every_machine_route_and_no_other_is_served_without_hypercorn(api: Api) -> None:
+    assert {route.path for route in ROUTES if api.app.serves_machine(route.path)} == {route.path for route in MACHINE_ROUTES}

@@ -431,7 +431,9 @@ async def test_closing_ends_idle_connections_at_once_and_those_under_way_with_th
         await stand.is_over.wait()
 
 
-async def test_closing_between_an_answer_and_the_next_request_ends_the_connection() -> None:
+async def test_closing_between_an_answer_and_the_next_request_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "GRACEFUL_SECONDS_MAX", 1_000)
+
     async def close_then(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"x")
         stand.closing.set()

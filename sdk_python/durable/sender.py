@@ -1,8 +1,8 @@
-"""Sends checkpoints: gathers the entries of all runs that wait, one signed request at a time on each lane.
+"""Sends checkpoints: gathers the entries of all runs that wait, one signed request at a time.
 
 Owns the queue between invocations and the engine, and the tries: a request that the engine did not take is sent
-again, with growing pauses, while the deadline of an entry has not passed. Never looks into ops, never sends two
-entries of one run in a message, and never has a run on two lanes.
+again, with growing pauses, while the deadline of an entry has not passed. Never looks into ops, and never sends two
+entries of one run in a message.
 """
 
 import logging
@@ -10,8 +10,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
-
-import anyio
 
 from durable.errors import EngineUnreachable, Refused
 from durable.runtime import Signal, current_runtime
@@ -23,9 +21,6 @@ logger: Final = logging.getLogger("durable")
 ENTRIES_MAX: Final = 500
 MESSAGE_BYTES_MAX: Final = 4 << 20
 """A message is larger only when a single entry is."""
-
-LANES: Final = 1
-"""Requests that may be under way at the same time."""
 
 PAUSE_SECONDS_MIN: Final = 0.1
 PAUSE_SECONDS_MAX: Final = 2.0
@@ -61,27 +56,25 @@ class CheckpointSender:
     answer = await sender.submit(entry, deadline=time.monotonic() + 30)
     """
 
-    def __init__(self, post: Post, workspace: Workspace, *, lanes: int = LANES) -> None:
+    def __init__(self, post: Post, workspace: Workspace) -> None:
         self._post = post
         self._head = b'{"type":"checkpoint","workspace":' + encode(workspace) + b',"entries":['
-        self._lane_count = lanes
         self._queue: deque[_Waiting] = deque()
         self._on_the_wire: dict[str, _Waiting] = {}
-        # The lanes that wait for work; None while the sender is not served.
-        self._free_lanes: list[Signal] | None = None
+        # None while the sender is not served.
+        self._arrived: Signal | None = None
 
     async def serve(self) -> None:
         """Send what `submit` brings, until cancelled. Runs on the loop of the invocations, asyncio or Trio."""
-        self._free_lanes = []
+        self._arrived = current_runtime().new_signal()
         try:
-            if self._lane_count == 1:
-                await self._serve_lane()
-            else:
-                async with anyio.create_task_group() as lanes:
-                    for _ in range(self._lane_count):
-                        lanes.start_soon(self._serve_lane)
+            while True:
+                while group := self._take_group():
+                    await self._send(group)
+                    self._on_the_wire.clear()
+                await self._arrived.wait(None)
         finally:
-            self._free_lanes = None
+            self._arrived = None
             left = [*self._on_the_wire.values(), *self._queue]
             self._queue.clear()
             self._on_the_wire.clear()
@@ -92,8 +85,8 @@ class CheckpointSender:
         """See `Sender.submit_soon`. An entry that comes before `serve` has begun waits for it."""
         waiting = _Waiting(entry, deadline, on_answer)
         self._queue.append(waiting)
-        if self._free_lanes:
-            self._free_lanes.pop().set()
+        if self._arrived is not None:
+            self._arrived.set()
         return waiting
 
     async def submit(self, entry: CheckpointEntry, *, deadline: float) -> EntryAnswer:
@@ -109,29 +102,14 @@ class CheckpointSender:
         try:
             while not answers:
                 # While it is served the sender keeps the deadline: it may have the entry on the wire at that moment.
-                was_woken = await done.wait(deadline if self._free_lanes is None else None)
-                if not was_woken and self._free_lanes is None:
+                was_woken = await done.wait(deadline if self._arrived is None else None)
+                if not was_woken and self._arrived is None:
                     raise EngineUnreachable("Checkpoints are not being sent: CheckpointSender.serve() is not running.")
         finally:
             waiting.is_settled = True
         if isinstance(answers[0], EngineUnreachable):
             raise answers[0]
         return answers[0]
-
-    async def _serve_lane(self) -> None:
-        wakeup = current_runtime().new_signal()
-        while True:
-            while group := self._take_group():
-                try:
-                    await self._send(group)
-                finally:
-                    for waiting in group:
-                        # On the way out `serve` fails those that have no answer.
-                        if waiting.is_settled:
-                            self._on_the_wire.pop(waiting.run_id, None)
-            assert self._free_lanes is not None
-            self._free_lanes.append(wakeup)
-            await wakeup.wait(None)
 
     def _take_group(self) -> "list[_Waiting]":
         """The next entries that may travel together; what does not fit stays in the queue, in order."""

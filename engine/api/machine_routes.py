@@ -23,9 +23,8 @@ from engine.api.services import Services
 from engine.api.values import values
 from engine.api.wait_result import wait_result
 from engine.core.ids import uuid7
-from engine.core.outcome import Reported
 from engine.store.append_events import AppendedEvent, NewEvent
-from engine.store.apply_outcomes import RunReport
+from engine.store.apply_outcomes import report_of_entry
 from engine.store.crash_points import crash_point
 from engine.store.find_function import find_function
 from engine.store.read_result import RunResult
@@ -58,15 +57,7 @@ async def checkpoint(services: Services, caller: Caller, body: bytes) -> Checkpo
     message, refused = decode_checkpoint(body)
     caller.require(message.workspace)
     crash_point("checkpoint_before_apply")
-    reports = [
-        RunReport(
-            caller.workspace_id,
-            UUID(entry.run_id),
-            entry.generation,
-            Reported(tuple(entry.ops), entry.known, entry.ends),
-        )
-        for entry in message.entries
-    ]
+    reports = [report_of_entry(caller.workspace_id, entry) for entry in message.entries]
     answers = await written(services.reports.submit_all(reports)) if reports else []
     crash_point("checkpoint_applied_before_answer")
     for report, answer in zip(reports, answers, strict=True):

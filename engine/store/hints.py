@@ -129,8 +129,3 @@ class Hints:
             watching.remove(hint)
             if not watching:
                 del self._run_ends[run_id]
-
-    async def wait_run_end(self, run_id: UUID, at_most_seconds: float) -> None:
-        """Return when this process saw the run end, or after the time."""
-        with self.watch_run_end(run_id) as ended, trio.move_on_after(at_most_seconds):
-            await ended.wait()

@@ -409,7 +409,8 @@ async def test_the_end_of_a_plain_run_is_told_to_those_who_wait_for_it(database:
 
     async def wait_for_end() -> None:
         with trio.fail_after(60):
-            await hints.wait_run_end(run_id, 50)
+            with hints.watch_run_end(run_id) as ended:
+                await ended.wait()
         heard.append("end")
 
     async with trio.open_nursery() as nursery:
